@@ -1,0 +1,1 @@
+"""Scores and classes that a clinician reads: T-score, %YAM, wording."""

@@ -1,0 +1,1 @@
+"""Values that everything above speaks of: standard library and numpy only."""

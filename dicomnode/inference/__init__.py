@@ -1,0 +1,1 @@
+"""The learned model: torch lives here and in `training` only."""

@@ -1,0 +1,1 @@
+"""Builds, trains, evaluates and exports the model that the node serves."""

@@ -1,0 +1,1 @@
+"""From volumes to radiographs: geometry, projector, attenuation, detector."""
