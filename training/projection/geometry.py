@@ -28,6 +28,52 @@ class ConeBeam:
     """(rows, columns)."""
 
 
+@dataclass(frozen=True)
+class ParallelBeam:
+    """Parallel rays onto a flat detector: a source at infinity, where mass and area need no magnification."""
+
+    direction: NDArray[np.float64]
+    """(3,) unit vector along which the photons travel."""
+    detector_origin_mm: NDArray[np.float64]
+    """(3,) centre of pixel (0, 0)."""
+    column_direction: NDArray[np.float64]
+    """(3,) unit vector along increasing column index."""
+    row_direction: NDArray[np.float64]
+    """(3,) unit vector along increasing row index."""
+    detector_spacing_mm: tuple[float, float]
+    """(row, column) distances between pixel centres."""
+    shape: tuple[int, int]
+    """(rows, columns)."""
+
+
+Beam = ConeBeam | ParallelBeam
+
+
+def detector_axes_mm(beam: Beam) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Vectors in patient mm from one pixel centre to the next: one row down, one column to the right."""
+    row_mm, column_mm = beam.detector_spacing_mm
+    return row_mm * np.asarray(beam.row_direction), column_mm * np.asarray(beam.column_direction)
+
+
+def detector_from_patient(points_mm: NDArray[np.float64], beam: Beam) -> NDArray[np.float64]:
+    """Project points onto the detector.
+
+    Args:
+        points_mm: (n, 3) in the patient frame.
+
+    Returns:
+        (n, 2) (row, column), pixel centres at integers; NaN for a point level with or behind the source of a cone beam.
+    """
+    row_axis, column_axis = detector_axes_mm(beam)
+    if isinstance(beam, ParallelBeam):
+        basis = np.stack([row_axis, column_axis, np.asarray(beam.direction)], axis=1)
+        return np.asarray(np.linalg.solve(basis, (points_mm - beam.detector_origin_mm).T).T[:, :2], np.float64)
+    basis = np.stack([row_axis, column_axis, beam.detector_origin_mm - beam.source_mm], axis=1)
+    row, column, depth = np.linalg.solve(basis, (points_mm - beam.source_mm).T)
+    depth = np.where(depth > 1e-9, depth, np.nan)
+    return np.asarray(np.stack([row / depth, column / depth], axis=1), np.float64)
+
+
 def anteroposterior(
     isocentre_mm: NDArray[np.float64],
     sdd_mm: float,
@@ -36,12 +82,12 @@ def anteroposterior(
     shape: tuple[int, int],
     centre_px: tuple[float, float] | None = None,
 ) -> ConeBeam:
-    """A supine AP projection: tube in front of the patient (-y), detector behind (+y), displayed as radiologists hang it.
+    """A supine AP projection: tube in front of the patient (-y), detector behind (+y), hung as radiologists do.
 
-    The patient's right appears at the left of the image, head up. The central ray passes through `isocentre_mm`, which lies
-    `spd_mm` from the source and is drawn at `centre_px` (row, column; the image's centre by default). Pixels are squares
-    that measure `object_spacing_mm` in the plane of the isocentre, hence `object_spacing_mm * sdd_mm / spd_mm` on the
-    detector.
+    The patient's right appears at the left of the image, head up. The central ray passes through `isocentre_mm`, which
+    lies `spd_mm` from the source and is drawn at `centre_px` (row, column; the image's centre by default). Pixels are
+    squares that measure `object_spacing_mm` in the plane of the isocentre, hence `object_spacing_mm * sdd_mm / spd_mm`
+    on the detector.
     """
     magnification = sdd_mm / spd_mm
     spacing = object_spacing_mm * magnification
