@@ -1,0 +1,207 @@
+"""Scores and classes at their boundaries, and the sentences under which they hold."""
+
+from datetime import date
+
+import pytest
+
+from dicomnode.clinical.reference import AgeCurve, AgePoint, Norm, ReferencePopulation
+from dicomnode.clinical.scores import (
+    Classification,
+    Criteria,
+    FragilityFracture,
+    assess,
+    classify_japan_2012,
+    classify_t_score,
+    classify_z_score,
+    deciding_region,
+    percent_yam,
+    t_score,
+    z_score,
+)
+from dicomnode.domain.measurement import Assessment, Estimate, Region
+from dicomnode.domain.radiograph import Patient, Sex
+
+UNIT = Norm(mean_g_cm2=1.0, sd_g_cm2=0.1)
+POPULATION = ReferencePopulation(
+    name="unit",
+    title="Unit population",
+    scale="Hologic",
+    sexes=tuple(Sex),
+    source="none",
+    verified=True,
+    young_adult={Region.TOTAL_HIP: UNIT, Region.FEMORAL_NECK: UNIT},
+    age_curves=(
+        AgeCurve(Sex.MALE, Region.TOTAL_HIP, (AgePoint(20, 1.0, 0.1), AgePoint(80, 0.7, 0.1)), "none", verified=True),
+    ),
+)
+WOMAN_OF_70 = Patient(Sex.FEMALE, birth_date=date(1950, 1, 1), study_date=date(2020, 1, 2))
+MAN_OF_40 = Patient(Sex.MALE, age_years_stated=40.0)
+
+
+def read(
+    value: float, patient: Patient = WOMAN_OF_70, criteria: Criteria = Criteria.ISCD_2023, **more: object
+) -> Assessment:
+    region = more.pop("region", Region.TOTAL_HIP)
+    estimate = more.pop("estimate", Estimate(value))
+    population = more.pop("population", POPULATION)
+    settings = {"on_dxa_scale": True, **more}
+    return assess(region, estimate, patient, population, criteria, **settings)  # type: ignore[arg-type]
+
+
+def test_scores_follow_their_definitions() -> None:
+    assert t_score(0.75, UNIT) == pytest.approx(-2.5)
+    assert z_score(0.75, Norm(0.85, 0.1)) == pytest.approx(-1.0)
+    assert percent_yam(0.75, UNIT) == pytest.approx(75.0)
+
+
+@pytest.mark.parametrize(
+    ("t", "expected"),
+    [
+        (-1.0, Classification.NORMAL),
+        (-1.1, Classification.LOW_BONE_MASS),
+        (-2.4, Classification.LOW_BONE_MASS),
+        (-2.5, Classification.OSTEOPOROSIS),
+    ],
+)
+def test_who_classes_include_their_own_boundaries(t: float, expected: Classification) -> None:
+    assert classify_t_score(t) is expected
+
+
+@pytest.mark.parametrize(("z", "below"), [(-1.9, False), (-2.0, True), (-2.1, True)])
+def test_a_z_score_of_minus_two_is_below_the_expected_range(z: float, below: bool) -> None:
+    assert (classify_z_score(z) is Classification.BELOW_EXPECTED_RANGE) is below
+
+
+@pytest.mark.parametrize(
+    ("percent", "t", "fracture", "expected"),
+    [
+        (70, -2.0, FragilityFracture.UNKNOWN, Classification.OSTEOPOROSIS),
+        (71, -2.4, FragilityFracture.UNKNOWN, Classification.LOW_BONE_MASS),
+        (75, -2.5, FragilityFracture.NONE, Classification.OSTEOPOROSIS),
+        (90, -1.0, FragilityFracture.NONE, Classification.NORMAL),
+        (79, -1.5, FragilityFracture.OTHER, Classification.OSTEOPOROSIS),
+        (80, -1.5, FragilityFracture.OTHER, Classification.LOW_BONE_MASS),
+        (120, 2.0, FragilityFracture.SPINE_OR_HIP, Classification.OSTEOPOROSIS),
+    ],
+)
+def test_the_japanese_criteria_take_the_worse_of_percentage_and_deviations(
+    percent: float, t: float, fracture: FragilityFracture, expected: Classification
+) -> None:
+    assert classify_japan_2012(percent, t, fracture) is expected
+
+
+def test_the_class_agrees_with_the_printed_score() -> None:
+    just_above = read(0.7549)  # T = -2.451, printed as -2.5
+    assert (just_above.t_score, just_above.classification) == (-2.5, Classification.OSTEOPOROSIS)
+    half = read(0.755)  # exactly half: away from zero, although binary 0.755 is a little above
+    assert half.t_score == -2.5
+
+
+def test_zero_is_not_printed_as_minus_zero() -> None:
+    assert str(read(0.9999).t_score) == "0.0"
+
+
+def test_a_woman_of_fifty_or_more_is_classed_by_her_t_score_and_taken_as_postmenopausal() -> None:
+    result = read(0.85)
+    assert result.classification is Classification.LOW_BONE_MASS
+    assert result.percent_yam == 85
+    assert result.z_score is None
+    assert "postmenopausal" in result.note
+
+
+def test_a_man_under_fifty_is_classed_by_his_z_score() -> None:
+    # The curve gives 0.9 at 40 years: 0.70 is Z = -2.0 although T = -3.0.
+    result = read(0.70, MAN_OF_40)
+    assert (result.t_score, result.z_score) == (-3.0, -2.0)
+    assert result.classification is Classification.BELOW_EXPECTED_RANGE
+
+
+def test_a_woman_under_fifty_without_a_curve_is_not_classified() -> None:
+    result = read(0.70, Patient(Sex.FEMALE, age_years_stated=40.0))
+    assert result.classification is None
+    assert "Z-score decides" in result.note
+
+
+def test_an_unverified_curve_gives_no_z_score() -> None:
+    curve = AgeCurve(
+        Sex.MALE, Region.TOTAL_HIP, (AgePoint(20, 1.0, 0.1), AgePoint(80, 0.7, 0.1)), "none", verified=False
+    )
+    population = ReferencePopulation(
+        "unit", "Unit", "Hologic", tuple(Sex), "none", True, {Region.TOTAL_HIP: UNIT}, age_curves=(curve,)
+    )
+    assert read(0.70, MAN_OF_40, population=population).z_score is None
+
+
+def test_an_unknown_age_leaves_who_classes_open_but_not_the_scores() -> None:
+    result = read(0.70, Patient(Sex.FEMALE))
+    assert (result.t_score, result.classification) == (-3.0, None)
+    assert "age is unknown" in result.note
+
+
+def test_a_child_gets_no_scores() -> None:
+    result = read(0.70, Patient(Sex.FEMALE, age_years_stated=15.0))
+    assert (result.t_score, result.percent_yam, result.classification) == (None, None, None)
+
+
+@pytest.mark.parametrize("region", [Region.TROCHANTER, Region.INTERTROCHANTER])
+def test_only_total_hip_and_neck_have_scores(region: Region) -> None:
+    result = read(0.70, region=region)
+    assert result.t_score is None
+    assert "total hip and femoral neck only" in result.note
+
+
+def test_a_sex_outside_the_population_gets_no_scores() -> None:
+    women = ReferencePopulation("women", "Women", "Hologic", (Sex.FEMALE,), "none", True, {Region.TOTAL_HIP: UNIT})
+    assert "no values for men" in read(0.70, MAN_OF_40, population=women).note
+    assert "not stated" in read(0.70, Patient(), population=women).note
+
+
+def test_a_region_outside_the_population_gets_no_scores() -> None:
+    hip_only = ReferencePopulation("hip", "Hip", "Hologic", tuple(Sex), "none", True, {Region.TOTAL_HIP: UNIT})
+    assert "no values for the femoral neck" in read(0.70, population=hip_only, region=Region.FEMORAL_NECK).note
+
+
+def test_a_model_off_the_dxa_scale_says_so_beside_every_score() -> None:
+    assert "DXA scale (Hologic)" in read(0.85, on_dxa_scale=False).note
+    assert "DXA scale" not in read(0.85, on_dxa_scale=True).note
+
+
+def test_an_unverified_reference_says_so() -> None:
+    population = ReferencePopulation("guess", "Guess", "Hologic", tuple(Sex), "none", False, {Region.TOTAL_HIP: UNIT})
+    assert "not verified" in read(0.85, population=population).note
+
+
+def test_an_interval_that_reaches_into_another_class_is_told() -> None:
+    wide = read(0.76, estimate=Estimate(0.76, 0.70, 0.95))
+    assert wide.classification is Classification.LOW_BONE_MASS
+    assert "from osteoporosis to normal" in wide.note
+    assert "interval" not in read(0.85, estimate=Estimate(0.85, 0.82, 0.88)).note
+
+
+def test_the_japanese_criteria_say_that_fractures_are_unknown() -> None:
+    result = read(0.85, Patient(Sex.FEMALE), Criteria.JAPAN_2012)
+    assert result.classification is Classification.LOW_BONE_MASS
+    assert "Without known fragility fracture" in result.note
+    assert "adults only" in result.note
+    assert "fracture" not in read(0.85, WOMAN_OF_70, Criteria.JAPAN_2012, fracture=FragilityFracture.NONE).note
+
+
+def test_the_lowest_of_total_hip_and_neck_decides() -> None:
+    assessments = {
+        Region.TOTAL_HIP: read(0.85),
+        Region.FEMORAL_NECK: read(0.75, region=Region.FEMORAL_NECK),
+        Region.TROCHANTER: read(0.50, region=Region.TROCHANTER),
+    }
+    assert deciding_region(assessments) is Region.FEMORAL_NECK
+    assert deciding_region({Region.TROCHANTER: assessments[Region.TROCHANTER]}) is None
+
+
+def test_a_curve_is_linear_between_its_points_and_undefined_outside() -> None:
+    curve = AgeCurve(Sex.MALE, Region.TOTAL_HIP, (AgePoint(20, 1.0, 0.1), AgePoint(40, 0.8, 0.2)), "none")
+    middle = curve.at(30)
+    assert middle is not None
+    assert (middle.mean_g_cm2, middle.sd_g_cm2) == pytest.approx((0.9, 0.15))
+    assert curve.at(20) == Norm(1.0, 0.1)
+    assert curve.at(40) == Norm(0.8, 0.2)
+    assert curve.at(19.9) is None
+    assert curve.at(40.1) is None
