@@ -42,6 +42,8 @@ class Reason(StrEnum):
     """Part of the bone lies outside the image or the collimated field."""
     NOT_AP = "not_ap"
     """A hip, but not in an anteroposterior view with a pose in range (e.g. frog-leg)."""
+    LATERALITY = "laterality"
+    """The header's side and the side that the image shows contradict each other."""
     IMPLAUSIBLE = "implausible"
     """The decomposition does not re-explain the radiograph, or is no femur in shape or amount."""
 

@@ -1,9 +1,18 @@
 """The measurement frame: one hip, canonical and square-pixelled, in the object plane through the femoral head.
 
-Training and serving share these numbers, so that they cannot differ.
+Training and serving share these numbers and this resampling, so that they cannot differ.
+
+Coordinates are (column, row) with pixel centres at integers + 0.5 (as in SCOORD, PS3.3 C.18.6.1.1), written as homogeneous
+3-vectors; a 3 x 3 matrix `target_from_source` takes a point of `source` to `target`.
 """
 
 from enum import IntEnum
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from dicomnode.domain.radiograph import Side
 
 ROWS = 256
 COLUMNS = 192
@@ -13,6 +22,11 @@ HEAD_ROW = 84
 """Row of the femoral head's centre (60 mm below the upper border)."""
 HEAD_COLUMN = 128
 """Column of the femoral head's centre. Lateral is at the left (a right hip as displayed); left hips are mirrored."""
+
+LOCATOR_SIZE = 128
+"""Rows and columns of the overview in which hips are looked for."""
+LOCATOR_SPACING_MM = 3.5
+"""Pixel size of the overview in the object plane: 448 mm, more than the largest detector (43 cm) shows there."""
 
 
 class Label(IntEnum):
@@ -24,3 +38,65 @@ class Label(IntEnum):
     TROCHANTER = 3
     INTERTROCHANTER = 4
     SHAFT = 5
+
+
+def image_from_frame(head_px: tuple[float, float], side: Side, spacing_mm: tuple[float, float]) -> NDArray[np.float64]:
+    """Place the frame on a radiograph.
+
+    Args:
+        head_px: (column, row) of the femoral head's centre on the radiograph.
+        side: a left hip is mirrored into the frame.
+        spacing_mm: (row, column) size of the radiograph's pixels in the object plane.
+    """
+    mirror = -1.0 if side is Side.LEFT else 1.0
+    columns = mirror * SPACING_MM / spacing_mm[1]
+    rows = SPACING_MM / spacing_mm[0]
+    return np.array(
+        [
+            [columns, 0.0, head_px[0] - columns * (HEAD_COLUMN + 0.5)],
+            [0.0, rows, head_px[1] - rows * (HEAD_ROW + 0.5)],
+            [0.0, 0.0, 1.0],
+        ]
+    )
+
+
+def overview_windows(shape: tuple[int, int], spacing_mm: tuple[float, float]) -> list[NDArray[np.float64]]:
+    """`image_from_overview` for each overview that is needed to see the whole radiograph: one, or several for a long one."""
+    step = LOCATOR_SPACING_MM / np.array([spacing_mm[1], spacing_mm[0]])
+    extent_px = np.array([shape[1], shape[0]], float)
+    window_px = LOCATOR_SIZE * step
+    counts = np.maximum(1, np.ceil((extent_px - window_px) / (0.6 * window_px)).astype(int) + 1)
+    windows = []
+    for row in range(counts[1]):
+        for column in range(counts[0]):
+            # A single window is centred on the image; several are spread from border to border.
+            spread = (extent_px - window_px) * np.array([column, row]) / np.maximum(counts - 1, 1)
+            corner = np.where(counts == 1, (extent_px - window_px) / 2, spread)
+            windows.append(np.array([[step[0], 0.0, corner[0]], [0.0, step[1], corner[1]], [0.0, 0.0, 1.0]]))
+    return windows
+
+
+def resample(
+    image: NDArray[np.float32], image_from_target: NDArray[np.float64], shape: tuple[int, int]
+) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+    """Resample an image by an axis-aligned transform, averaging where the target is coarser.
+
+    Args:
+        image: (rows, columns).
+        image_from_target: 3 x 3 without rotation.
+        shape: (rows, columns) of the target.
+
+    Returns:
+        The resampled image, with the nearest border value outside, and a mask that is True where the target lies inside.
+    """
+    step = np.array([abs(image_from_target[1, 1]), abs(image_from_target[0, 0])])
+    # A Gaussian that removes what the coarser grid cannot hold (half of its step), beyond the sampling of the finer one.
+    smoothed = ndimage.gaussian_filter(
+        image, np.sqrt(np.maximum(0.0, (0.5 * step) ** 2 - 0.25)), mode="nearest", truncate=3.0
+    )
+    rows = image_from_target[1, 1] * (np.arange(shape[0]) + 0.5) + image_from_target[1, 2] - 0.5
+    columns = image_from_target[0, 0] * (np.arange(shape[1]) + 0.5) + image_from_target[0, 2] - 0.5
+    grid = np.meshgrid(rows, columns, indexing="ij")
+    out = ndimage.map_coordinates(smoothed, grid, order=1, mode="nearest", output=np.float32)
+    inside = (grid[0] > -0.5) & (grid[0] < image.shape[0] - 0.5) & (grid[1] > -0.5) & (grid[1] < image.shape[1] - 0.5)
+    return out, inside

@@ -1,0 +1,165 @@
+"""The model bundle: `model.json` beside `weights.safetensors`. What a measurement can be traced back to.
+
+`model.json` holds name, version, format, channels with units, network shapes, intensity transform, prediction intervals,
+plausibility limits, provenance (seeds, commit, configuration, split) and the SHA-256 of the weights. Weights are stored as
+float16 and computed with in float32; every published figure is measured on the exported bundle.
+"""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+
+from dicomnode.domain.measurement import ModelIdentity
+from dicomnode.errors import BundleError
+from dicomnode.inference import frame, intensity
+from dicomnode.inference.network import HipNet, NetworkShape
+
+FORMAT = 1
+SHIPPED = Path(__file__).resolve().parent.parent / "models" / "hip"
+"""The bundle that comes with the package."""
+
+CHANNELS = (
+    ("femur_density", "g/cm2"),
+    ("femur_path", "cm"),
+    ("pelvis_density", "g/cm2"),
+    ("soft", "g/cm2"),
+    ("background", "logit"),
+    ("head", "logit"),
+    ("neck", "logit"),
+    ("trochanter", "logit"),
+    ("intertrochanter", "logit"),
+    ("shaft", "logit"),
+    ("metal", "logit"),
+    ("field", "logit"),
+)
+"""The decomposer's output channels, in order, with units."""
+VERDICTS = ("anteroposterior_hip",)
+"""The decomposer's scalar logits: is this crop an AP hip in a pose that was trained for."""
+LOCATOR_CHANNELS = (("right_head", "logit"), ("left_head", "logit"))
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Beyond these, a hip is not measurable. Set from validation pairs at export."""
+
+    locator_score: float
+    """Least probability at the femoral head's peak."""
+    verdict: float
+    """Least probability of an AP hip."""
+    metal_cm2: float
+    """Largest area of metal."""
+    explained: float
+    """Least correlation of the re-composed bone with the radiograph."""
+    femur_area_cm2: tuple[float, float]
+    """Range of the femur's projected area within the frame."""
+    shaft_angle_deg: tuple[float, float]
+    """Range of the shaft axis against the image's vertical, positive when its distal end points laterally."""
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A loaded bundle; `document` is the whole of `model.json`."""
+
+    identity: ModelIdentity
+    locator: HipNet
+    decomposer: HipNet
+    limits: Limits
+    intervals: dict[str, dict[str, float]]
+    """region -> quantity -> half width of the 90 % prediction interval, in the quantity's unit."""
+    document: dict[str, Any]
+
+
+def load_bundle(folder: Path = SHIPPED) -> Bundle:
+    """Load and verify a bundle.
+
+    Raises:
+        BundleError: files missing, digest wrong, or made for another format, frame or intensity transform.
+    """
+    document = _read_document(folder)
+    weights = folder / "weights.safetensors"
+    digest = _sha256(weights)
+    if digest != document["weights_sha256"]:
+        raise BundleError(
+            f"{weights} has SHA-256 {digest}, model.json states {document['weights_sha256']}; copy the bundle again"
+        )
+    _require(document, "format", FORMAT)
+    _require(document, "intensity_transform", intensity.VERSION)
+    _require(document, "frame", frame_document())
+    tensors = {name: tensor.float() for name, tensor in load_file(weights).items()}
+    return Bundle(
+        identity=ModelIdentity(
+            name=document["name"],
+            version=document["version"],
+            digest=_sha256(folder / "model.json"),
+            trained_on_simulation=document["trained_on_simulation"],
+        ),
+        locator=_network(document["networks"]["locator"], tensors, "locator."),
+        decomposer=_network(document["networks"]["decomposer"], tensors, "decomposer."),
+        limits=_limits(document["limits"]),
+        intervals=document["intervals"],
+        document=document,
+    )
+
+
+def frame_document() -> dict[str, float]:
+    """The frame that this code measures in, as it is written into bundles."""
+    return {
+        "rows": frame.ROWS,
+        "columns": frame.COLUMNS,
+        "spacing_mm": frame.SPACING_MM,
+        "head_row": frame.HEAD_ROW,
+        "head_column": frame.HEAD_COLUMN,
+    }
+
+
+def _read_document(folder: Path) -> dict[str, Any]:
+    path = folder / "model.json"
+    try:
+        document: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise BundleError(
+            f"no readable model bundle in {folder} ({error}); expected model.json and weights.safetensors"
+        ) from error
+    missing = {
+        "format", "name", "version", "weights_sha256", "networks", "limits", "intervals", "intensity_transform", "frame",
+        "trained_on_simulation",
+    } - document.keys()  # fmt: skip
+    if missing:
+        raise BundleError(f"{path} lacks {', '.join(sorted(missing))}; export the bundle again")
+    if not (folder / "weights.safetensors").is_file():
+        raise BundleError(f"{folder} has no weights.safetensors; copy the bundle again")
+    return document
+
+
+def _require(document: dict[str, Any], key: str, expected: object) -> None:
+    if document[key] != expected:
+        raise BundleError(
+            f"bundle was made for {key} {document[key]!r}, this node needs {expected!r}; export it with this version"
+        )
+
+
+def _limits(document: dict[str, Any]) -> Limits:
+    values: dict[str, Any] = {
+        key: tuple(value) if isinstance(value, list) else value for key, value in document.items()
+    }
+    return Limits(**values)
+
+
+def _network(document: dict[str, Any], tensors: dict[str, torch.Tensor], prefix: str) -> HipNet:
+    shape = NetworkShape(**{**document, "widths": tuple(document["widths"])})
+    network = HipNet(shape)
+    own = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+    try:
+        network.load_state_dict(own)
+    except RuntimeError as error:
+        raise BundleError(f"weights do not fit the {prefix.rstrip('.')} network: {error}") from error
+    return network.eval()
+
+
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()

@@ -1,0 +1,174 @@
+"""From a radiograph's grey levels to hips and their decomposition. The only place where a network is run."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from dicomnode.domain.radiograph import Side
+from dicomnode.errors import ConfigurationError
+from dicomnode.inference import frame
+from dicomnode.inference.bundle import CHANNELS, Bundle
+from dicomnode.inference.frame import Label
+from dicomnode.inference.intensity import standardise
+from dicomnode.inference.network import HipNet
+
+_INDEX = {name: index for index, (name, _) in enumerate(CHANNELS)}
+_LABELS = slice(_INDEX["background"], _INDEX["shaft"] + 1)
+_RECENTRE_MM = 3.0
+"""A second look is taken where the head lies further than this from where the locator put it."""
+_PEAK_WINDOW_PX = 4
+
+
+@dataclass(frozen=True)
+class HipCandidate:
+    """A femoral head that the locator found."""
+
+    side: Side
+    head_px: tuple[float, float]
+    """(column, row) on the radiograph, pixel centres at integers + 0.5."""
+    score: float
+    """Probability, 0..1."""
+
+
+@dataclass(frozen=True)
+class Decomposition:
+    """What the network reads in one hip's frame; arrays are (ROWS, COLUMNS)."""
+
+    grey: NDArray[np.float32]
+    density_g_cm2: NDArray[np.float32]
+    path_cm: NDArray[np.float32]
+    pelvis_g_cm2: NDArray[np.float32]
+    soft_g_cm2: NDArray[np.float32]
+    labels: NDArray[np.uint8]
+    metal: NDArray[np.bool_]
+    field: NDArray[np.bool_]
+    """True inside the image and inside the exposed field."""
+    verdict: float
+    """Probability that this is an AP hip in a pose that was trained for."""
+    image_from_frame: NDArray[np.float64]
+
+
+class Predictor:
+    """Runs a bundle's networks on one device.
+
+    Args:
+        bundle: from `load_bundle`.
+        device: "auto" (CUDA where there is one), "cpu" or "cuda".
+        threads: CPU threads; None leaves torch's choice.
+    """
+
+    def __init__(self, bundle: Bundle, device: str = "auto", threads: int | None = None) -> None:
+        if device == "cuda" and not torch.cuda.is_available():
+            raise ConfigurationError("worker.device is 'cuda', but torch sees no CUDA device; use 'auto' or 'cpu'")
+        if threads is not None:
+            torch.set_num_threads(threads)
+        chosen = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+        self.device = torch.device(chosen)
+        self.bundle = bundle
+        self._locator = _placed(bundle.locator, self.device)
+        self._decomposer = _placed(bundle.decomposer, self.device)
+
+    def locate(self, image: NDArray[np.float32], spacing_mm: tuple[float, float]) -> list[HipCandidate]:
+        """Find the femoral heads: at most one per side, each at least as probable as the bundle's limit."""
+        best: dict[Side, HipCandidate] = {}
+        for image_from_overview in frame.overview_windows(image.shape, spacing_mm):
+            shape = (frame.LOCATOR_SIZE, frame.LOCATOR_SIZE)
+            overview = standardise(*frame.resample(image, image_from_overview, shape))
+            heat, _ = self._run(self._locator, overview)
+            for side, channel in zip((Side.RIGHT, Side.LEFT), sigmoid(heat), strict=True):
+                column, row, score = peak(channel)
+                if score < self.bundle.limits.locator_score or (side in best and best[side].score >= score):
+                    continue
+                point = image_from_overview @ (column, row, 1.0)
+                best[side] = HipCandidate(side, (float(point[0]), float(point[1])), score)
+        return list(best.values())
+
+    def decompose(
+        self, image: NDArray[np.float32], spacing_mm: tuple[float, float], candidate: HipCandidate
+    ) -> Decomposition:
+        """Decompose the hip around a candidate; looks twice where the head lies off its place in the frame."""
+        transform = frame.image_from_frame(candidate.head_px, candidate.side, spacing_mm)
+        first = self._decompose(image, transform)
+        head = head_centre(first.labels)
+        if (
+            head is None
+            or np.hypot(head[0] - frame.HEAD_COLUMN - 0.5, head[1] - frame.HEAD_ROW - 0.5) * frame.SPACING_MM
+            < _RECENTRE_MM
+        ):
+            return first
+        moved = transform @ (*head, 1.0)
+        return self._decompose(image, frame.image_from_frame((moved[0], moved[1]), candidate.side, spacing_mm))
+
+    def _decompose(self, image: NDArray[np.float32], image_from_frame: NDArray[np.float64]) -> Decomposition:
+        crop, inside = frame.resample(image, image_from_frame, (frame.ROWS, frame.COLUMNS))
+        return self.decompose_crop(crop, inside, image_from_frame)
+
+    def decompose_crop(
+        self, crop: NDArray[np.float32], inside: NDArray[np.bool_], image_from_frame: NDArray[np.float64]
+    ) -> Decomposition:
+        """Decompose a crop that is already in the frame.
+
+        Args:
+            crop: (ROWS, COLUMNS) grey levels, larger = more attenuation.
+            inside: True where the crop lies on the radiograph.
+            image_from_frame: where the crop came from.
+        """
+        network_input = standardise(crop, inside)
+        channels, verdicts = self._run(self._decomposer, network_input)
+        labels = channels[_LABELS].argmax(0).astype(np.uint8)
+        field = inside & (channels[_INDEX["field"]] > 0)
+        labels[~field] = Label.BACKGROUND
+        physical = np.maximum(channels[: _INDEX["background"]], 0.0)
+        return Decomposition(
+            grey=network_input[0],
+            density_g_cm2=physical[_INDEX["femur_density"]],
+            path_cm=physical[_INDEX["femur_path"]],
+            pelvis_g_cm2=physical[_INDEX["pelvis_density"]],
+            soft_g_cm2=physical[_INDEX["soft"]],
+            labels=labels,
+            metal=inside & (channels[_INDEX["metal"]] > 0),
+            field=field,
+            verdict=float(sigmoid(verdicts)[0]),
+            image_from_frame=image_from_frame,
+        )
+
+    def _run(self, network: HipNet, channels: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        with torch.inference_mode():
+            batch = torch.from_numpy(channels)[None].to(self.device, memory_format=torch.channels_last)
+            maps, verdicts = network(batch)
+        return maps[0].float().cpu().numpy(), verdicts[0].float().cpu().numpy()
+
+
+def _placed(network: HipNet, device: torch.device) -> HipNet:
+    # channels_last is what oneDNN and cuDNN convolve fastest.
+    placed: HipNet = network.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return placed
+
+
+def sigmoid(logits: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Logistic function, safe for large logits."""
+    return np.asarray(0.5 * (1.0 + np.tanh(0.5 * logits)), np.float32)
+
+
+def peak(heat: NDArray[np.float32]) -> tuple[float, float, float]:
+    """Return (column, row, score) of the highest point, refined to a fraction of a pixel by the weights around it."""
+    row, column = np.unravel_index(int(heat.argmax()), heat.shape)
+    r0, c0 = max(row - _PEAK_WINDOW_PX, 0), max(column - _PEAK_WINDOW_PX, 0)
+    window = heat[r0 : row + _PEAK_WINDOW_PX + 1, c0 : column + _PEAK_WINDOW_PX + 1].astype(float)
+    rows, columns = np.indices(window.shape)
+    total = window.sum() or 1.0
+    return (
+        float((columns * window).sum() / total + c0 + 0.5),
+        float((rows * window).sum() / total + r0 + 0.5),
+        float(heat[row, column]),
+    )
+
+
+def head_centre(labels: NDArray[np.uint8]) -> tuple[float, float] | None:
+    """(column, row) of the head label's centroid in the frame, None where no head is seen."""
+    rows, columns = np.nonzero(labels == Label.HEAD)
+    if rows.size == 0:
+        return None
+    return float(columns.mean() + 0.5), float(rows.mean() + 0.5)
