@@ -24,15 +24,6 @@ NODE_FILE = "node.toml"
 AE_FILE = "ae.toml"
 MIB = 1024 * 1024
 
-LIMITATION_EN = (
-    "Opportunistic estimate from a plain radiograph, not a DXA measurement. It must not be used to rule out low bone "
-    "mineral density; confirm by DXA before any decision on diagnosis or treatment."
-)
-LIMITATION_JA = (
-    "単純X線写真からの機会的な推定値であり、DXAによる測定値ではない。低骨密度を否定する目的に用いてはならない。"
-    "診断・治療の判断の前にDXAで確認すること。"
-)
-
 
 def ae_title_rule(text: str) -> str | None:
     """Say what an AE title must be, None where `text` is one.
@@ -44,8 +35,9 @@ def ae_title_rule(text: str) -> str | None:
     return None if good else "an AE title (1 to 16 ASCII characters, no backslash, no space at either end)"
 
 
-def _not_empty(text: str) -> str | None:
-    return None if text.strip() else "a text that is not empty"
+def _short_string(text: str) -> str | None:
+    """Source: PS3.5 section 6.2, VR SH."""
+    return None if len(text) <= 16 and "\\" not in text else "at most 16 characters without backslash"
 
 
 class Device(StrEnum):
@@ -124,14 +116,15 @@ class ReportSettings:
     criteria: Criteria = Criteria.ISCD_2023
     reference: str = "nhanes3"
     """Name of a reference population: a file in reference/ beside node.toml, or one of those shipped."""
+    limitation: str = ""
+    """The limitation of use that stands in every result; empty: the package's own sentence in the report's language."""
     institution: str = ""
-    limitation_en: str = matching(_not_empty, default=LIMITATION_EN)
-    limitation_ja: str = matching(_not_empty, default=LIMITATION_JA)
-
-    @property
-    def limitation(self) -> str:
-        """The limitation sentence in the report's language."""
-        return self.limitation_ja if self.language is Language.JAPANESE else self.limitation_en
+    department: str = ""
+    station_name: str = matching(_short_string, default="")
+    serial_number: str = ""
+    """Of this installation, for the device observer of the report."""
+    burn_in_identification: bool = False
+    """Whether the overlay shows the patient's name, ID and the study date."""
 
 
 @dataclass(frozen=True)
@@ -160,9 +153,12 @@ class ApplicationEntity:
 
     ae_title: str = matching(ae_title_rule)
     may_send: bool = False
+    calls_from: str = ""
+    """IP address that it must call from; empty: any."""
     receives_results: bool = False
     host: str = ""
     port: int | None = within(1, 65535, default=None)
+    description: str = ""
 
 
 @dataclass(frozen=True)

@@ -56,7 +56,6 @@ def test_a_file_changes_what_it_names_only(tmp_path: Path) -> None:
     settings = load_configuration(write(tmp_path, text)).settings
     assert (settings.node.port, settings.worker.device, settings.worker.threads) == (104, Device.CPU, 2)
     assert (settings.report.language, settings.report.criteria) == (Language.JAPANESE, Criteria.JAPAN_2012)
-    assert settings.report.limitation.endswith("DXAで確認すること。")
     assert settings.node.ae_title == "DICOMNODE"
 
 
@@ -106,7 +105,7 @@ def test_a_text_that_looks_like_a_number_stays_a_text() -> None:
         ('[node]\nport = "104"\n', r"node\.port: expected a whole number, found '104'"),
         ('[node]\nae_title = "A\\\\B"\n', r"node\.ae_title: expected an AE title .*, found 'A\\\\B'"),
         ('[worker]\ndevice = "gpu"\n', r"worker\.device: expected one of 'auto', 'cpu', 'cuda', found 'gpu'"),
-        ('[report]\nlimitation_en = " "\n', r"report\.limitation_en: expected a text that is not empty"),
+        ('[report]\nstation_name = "12345678901234567"\n', r"report\.station_name: expected at most 16 characters"),
         ('[report]\nreference = "nhanes"\n', r"report\.reference: unknown population; did you mean 'nhanes3'\?"),
         ("node = 3\n", r"node: expected a table, found 3"),
         ("[node\n", r"node\.toml: is not valid TOML: .*line 1"),
