@@ -3,13 +3,18 @@
 DicomNodeError
 ├── Refused                  the peer is answered with `status`
 │   ├── OutOfResources       0xA700: the peer may try again
+│   ├── SopClassNotSupported 0x0122: a SOP class that the node does not take
 │   ├── DatasetMismatch      0xA900: data set does not match its SOP class
 │   └── CannotUnderstand     0xC000: this object will never be accepted
 ├── NotMeasurable            reported as "not measurable" with `reason`; never a number
 ├── ConfigurationError       the administrator must change a setting
 ├── BundleError              the model bundle is damaged or of another kind
 ├── TransientFailure         tried again later, with back-off
-└── PermanentFailure         waits for a person
+│   └── LedgerUnavailable    the database cannot be reached or is locked
+├── PermanentFailure         waits for a person
+├── AlreadyExists            the ledger holds such a row
+├── NotFound                 the ledger holds no such row
+└── StillInUse               rows still refer to it
 
 Statuses: PS3.4 Annex B.2.3 (Storage Service Class).
 """
@@ -31,6 +36,12 @@ class OutOfResources(Refused):
     """Disk or database cannot take the object now."""
 
     status = 0xA700
+
+
+class SopClassNotSupported(Refused):
+    """The SOP class is none that the node takes (PS3.7 9.1.1.1.9)."""
+
+    status = 0x0122
 
 
 class DatasetMismatch(Refused):
@@ -73,3 +84,19 @@ class TransientFailure(DicomNodeError):
 
 class PermanentFailure(DicomNodeError):
     """Trying again will not help; a person must look."""
+
+
+class LedgerUnavailable(TransientFailure):
+    """The database is unreachable, locked for too long, or its disk is full."""
+
+
+class AlreadyExists(DicomNodeError):
+    """A row with this identity is in the ledger already."""
+
+
+class NotFound(DicomNodeError):
+    """The ledger holds no such row."""
+
+
+class StillInUse(DicomNodeError):
+    """The row cannot go while others refer to it."""

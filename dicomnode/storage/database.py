@@ -1,0 +1,149 @@
+"""Opening the database, and bringing its tables up to date.
+
+SQLite file by default; PostgreSQL by URL when several machines share the work. The durable-workflow engine uses the same
+database (`workflow.py`), so that one transaction can hold our row and its queue entry.
+"""
+
+import sqlite3
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from alembic import command
+from alembic.config import Config
+from sqlalchemy import URL, Connection, Engine, create_engine, event, exc, make_url, text
+from sqlalchemy.orm import Session
+
+from dicomnode.errors import ConfigurationError, LedgerUnavailable
+
+Clock = Callable[[], datetime]
+
+BUSY_TIMEOUT_MS = 30_000
+"""How long a writer waits for another process's write before it gives up."""
+MIGRATION_LOCK = 0x64636D6E
+"""Key of PostgreSQL's advisory lock that lets one process migrate at a time (the letters "dcmn")."""
+
+
+def open_engine(url: str) -> Engine:
+    """Open the database at `url`: `sqlite:////absolute/path.sqlite` or `postgresql://user@host/name`.
+
+    Raises:
+        ConfigurationError: the URL is not understood, of another kind of database, or its driver is not installed.
+    """
+    parsed = _parse(url)
+    if parsed.get_backend_name() == "sqlite":
+        engine = create_engine(parsed, pool_size=10, max_overflow=20)
+        event.listen(engine, "connect", _configure_sqlite)
+        return engine
+    try:
+        return create_engine(parsed, pool_size=10, max_overflow=20, pool_pre_ping=True)
+    except ModuleNotFoundError as error:
+        raise ConfigurationError("PostgreSQL needs the extra: pip install 'dicomnode-bmd[postgresql]'") from error
+
+
+def upgrade(url: str) -> None:
+    """Create or migrate our tables to this version's schema. Safe to call at every start and from several processes at once.
+
+    Raises:
+        ConfigurationError: as `open_engine`.
+    """
+    engine = open_engine(url)
+    try:
+        with engine.connect() as connection:
+            _lock_for_migration(connection)
+            command.upgrade(_alembic(connection), "head")
+            connection.commit()
+    finally:
+        engine.dispose()
+
+
+def begin_write(connection: Connection) -> None:
+    """Take SQLite's write lock at the start of a transaction that reads before it writes; PostgreSQL locks rows instead.
+
+    Without it two processes could read the same state and both act on it (SQLite begins a transaction at the first write).
+    """
+    if connection.dialect.name == "sqlite":
+        connection.execute(text("BEGIN IMMEDIATE"))
+
+
+def utc_now() -> datetime:
+    """Give the present time, aware, in UTC."""
+    return datetime.now(UTC)
+
+
+@contextmanager
+def reading(engine: Engine) -> Iterator[Session]:
+    """Open a session for reading.
+
+    Raises:
+        LedgerUnavailable: the database cannot be reached or read.
+    """
+    with _translated(), Session(engine) as session:
+        yield session
+
+
+@contextmanager
+def writing(engine: Engine) -> Iterator[Session]:
+    """Open a session whose transaction commits at the end of the block, or is rolled back by any exception.
+
+    Raises:
+        LedgerUnavailable: the database cannot be reached, is locked for too long, or cannot write.
+    """
+    with _translated(), Session(engine) as session, session.begin():
+        begin_write(session.connection())
+        yield session
+
+
+@contextmanager
+def _translated() -> Iterator[None]:
+    try:
+        yield
+    except (exc.OperationalError, exc.InterfaceError, exc.InternalError, exc.TimeoutError) as error:
+        cause = getattr(error, "orig", None) or error
+        raise LedgerUnavailable(f"database: {type(cause).__name__}: {str(cause).splitlines()[0]}") from error
+
+
+def _parse(url: str) -> URL:
+    try:
+        parsed = make_url(url)
+    except exc.ArgumentError as error:
+        raise ConfigurationError(
+            f"database url {url!r} is not understood; write sqlite:////path or postgresql://..."
+        ) from error
+    backend = parsed.get_backend_name()
+    if backend == "postgresql":
+        return parsed.set(drivername="postgresql+psycopg")
+    if backend == "sqlite" and parsed.database and parsed.database != ":memory:":
+        return parsed.set(drivername="sqlite")
+    raise ConfigurationError(f"database {parsed.render_as_string()}: expected a SQLite file or PostgreSQL")
+
+
+def _configure_sqlite(connection: sqlite3.Connection, _record: Any) -> None:
+    """Durability and locking of each connection.
+
+    WAL lets readers go on beside one writer; FULL makes a commit survive a power cut (NORMAL may lose the last ones in WAL).
+    Source: sqlite.org/pragma.html#pragma_synchronous, sqlite.org/wal.html.
+    """
+    connection.isolation_level = "IMMEDIATE"
+    cursor = connection.cursor()
+    cursor.execute(f"PRAGMA busy_timeout = {BUSY_TIMEOUT_MS}")
+    cursor.execute("PRAGMA journal_mode = WAL")
+    cursor.execute("PRAGMA synchronous = FULL")
+    cursor.execute("PRAGMA foreign_keys = ON")
+    cursor.close()
+
+
+def _lock_for_migration(connection: Connection) -> None:
+    if connection.dialect.name == "postgresql":
+        connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": MIGRATION_LOCK})
+    else:
+        begin_write(connection)
+
+
+def _alembic(connection: Connection) -> Config:
+    config = Config()
+    config.set_main_option("script_location", str(Path(__file__).parent / "migrations").replace("%", "%%"))
+    config.attributes["connection"] = connection
+    return config
