@@ -1,0 +1,50 @@
+"""The measurement frame: where a hip's pixels come from."""
+
+import numpy as np
+import pytest
+
+from dicomnode.domain.radiograph import Side
+from dicomnode.inference import frame
+
+
+def test_the_head_lies_at_its_place_in_the_frame_for_both_sides() -> None:
+    for side in Side:
+        matrix = frame.image_from_frame((300.25, 410.75), side, (0.2, 0.25))
+        assert matrix @ (frame.HEAD_COLUMN + 0.5, frame.HEAD_ROW + 0.5, 1) == pytest.approx((300.25, 410.75, 1))
+
+
+def test_lateral_is_at_the_left_of_the_frame_so_left_hips_are_mirrored() -> None:
+    lateral_in_frame = (frame.HEAD_COLUMN + 0.5 - 10, frame.HEAD_ROW + 0.5, 1)
+    right = frame.image_from_frame((0, 0), Side.RIGHT, (0.7, 0.7)) @ lateral_in_frame
+    left = frame.image_from_frame((0, 0), Side.LEFT, (0.7, 0.7)) @ lateral_in_frame
+    assert right[0] == pytest.approx(-10) and left[0] == pytest.approx(10)
+
+
+def test_resampling_keeps_a_linear_ramp_and_says_what_lies_outside() -> None:
+    rows, columns = np.indices((60, 80), dtype=np.float32)
+    ramp = 2 * columns + 3 * rows
+    matrix = np.array([[2.0, 0, 10.0], [0, 2.0, 6.0], [0, 0, 1.0]])
+    out, inside = frame.resample(ramp, matrix, (20, 40))
+    expected = 2 * (2 * (np.arange(40) + 0.5) + 10 - 0.5)[None] + 3 * (2 * (np.arange(20) + 0.5) + 6 - 0.5)[:, None]
+    middle = np.s_[3:-3, 3:30]
+    assert out[middle] == pytest.approx(expected[middle], abs=1e-3)
+    assert inside[:, :35].all() and not inside[:, 35:].any()
+
+
+def test_downsampling_keeps_the_mean_of_a_fine_texture() -> None:
+    texture = np.random.default_rng(0).standard_normal((400, 400)).astype(np.float32) + 5
+    out, _ = frame.resample(texture, np.diag([8.0, 8.0, 1.0]), (50, 50))
+    assert out.mean() == pytest.approx(5, abs=0.02)
+    assert out.std() < 0.2  # without smoothing it would stay near 1
+
+
+@pytest.mark.parametrize(("shape", "windows"), [((430, 430), 1), ((448, 448), 1), ((1200, 430), 4)])
+def test_overviews_cover_the_whole_radiograph(shape: tuple[int, int], windows: int) -> None:
+    matrices = frame.overview_windows(shape, (1.0, 1.0))
+    assert len(matrices) == windows
+    covered = np.zeros(shape, bool)
+    for matrix in matrices:
+        x0, y0, _ = matrix @ (0, 0, 1)
+        x1, y1, _ = matrix @ (frame.LOCATOR_SIZE, frame.LOCATOR_SIZE, 1)
+        covered[max(0, int(np.ceil(y0))) : int(y1), max(0, int(np.ceil(x0))) : int(x1)] = True
+    assert covered.all()

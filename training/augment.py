@@ -1,0 +1,236 @@
+"""From a stored pair to one training example: geometry, exposure, vendor's processing and field of view drawn anew each time.
+
+What is stored are projections of materials; the radiograph is simulated here, so that each example is seen under another
+tube voltage, dose, scatter and vendor. Geometry is changed before the radiograph is simulated, for materials and targets
+alike and isotropically, so that areal densities keep their meaning (facts on mass conservation: arXiv 2307.11513).
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.nn import functional as F
+
+from dicomnode.inference import frame
+from dicomnode.inference.intensity import standardise
+from training.projection.radiograph import Metal, random_exposure, random_processing, simulate
+from training.targets import MARGIN_PX
+
+METAL_G_CM2 = 0.5
+"""Metal above this counts as an implant: 1.1 mm of titanium (4.5 g/cm3)."""
+_FIELD_CUT_SHARE = 0.5
+_NEGATIVE_SHARE = 0.1
+_SHIFT_SD_MM = 4.0
+_MOST_SHIFT_MM = 15.0
+_MOST_TURN_DEG = 8.0
+_ZOOM = (0.93, 1.07)
+
+
+@dataclass(frozen=True)
+class HipExample:
+    """One example for the decomposer; arrays are (rows, columns) of the measurement frame."""
+
+    network_input: NDArray[np.float32]
+    """(2, rows, columns), see `inference.intensity.standardise`."""
+    maps: NDArray[np.float32]
+    """(4, rows, columns): femur density g/cm2, femur path cm, pelvis density g/cm2, soft g/cm2."""
+    labels: NDArray[np.int64]
+    metal: NDArray[np.float32]
+    field: NDArray[np.float32]
+    """1 where the radiograph shows anatomy: inside the image and the exposed field."""
+    verdict: float
+    """1 for an AP hip in its frame, else 0; then the maps are not learned from."""
+
+
+def hip_example(
+    materials: NDArray[np.float32],
+    targets: NDArray[np.float32],
+    labels: NDArray[np.uint8],
+    anteroposterior: bool,
+    rng: np.random.Generator,
+) -> HipExample:
+    """Draw a training example from one hip's stored maps.
+
+    Args:
+        materials: (4, rows + 2 margin, columns + 2 margin) soft, adipose, mineral, metal in g/cm2.
+        targets: (3, ...) femur density, femur path, pelvis density.
+        labels: (...) region labels.
+        anteroposterior: False for a view that must be refused (frog-leg).
+    """
+    negative = rng.random() < _NEGATIVE_SHARE
+    matrix = _spoiled_geometry(rng) if negative else _geometry(rng)
+    planes = np.concatenate([materials, targets]).astype(np.float32)
+    planes, moved_labels = _transform(planes, labels, matrix)
+    return finish_hip_example(planes, moved_labels, anteroposterior and not negative, rng)
+
+
+def finish_hip_example(
+    planes: NDArray[np.float32], labels: NDArray[np.uint8], anteroposterior: bool, rng: np.random.Generator
+) -> HipExample:
+    """Simulate the radiograph of maps that are already in the frame, and cut its field at random."""
+    materials, targets = planes[:4], planes[4:]
+    image = random_radiograph(materials, frame.SPACING_MM, rng)
+    image, inside, field = _cut_field(image, rng)
+    return HipExample(
+        network_input=standardise(image, inside),
+        maps=np.concatenate([targets, materials[:1] + materials[1:2]]).astype(np.float32),
+        labels=labels.astype(np.int64),
+        metal=(materials[3] > METAL_G_CM2).astype(np.float32),
+        field=field.astype(np.float32),
+        verdict=float(anteroposterior),
+    )
+
+
+def random_radiograph(
+    materials: NDArray[np.float32], spacing_mm: float, rng: np.random.Generator
+) -> NDArray[np.float32]:
+    """Take and process a radiograph of material maps under conditions drawn at random."""
+    metal = list(Metal)[rng.integers(len(Metal))]
+    return simulate(materials, spacing_mm, random_exposure(rng), random_processing(rng), rng, metal)
+
+
+def _geometry(rng: np.random.Generator) -> NDArray[np.float64]:
+    angle = np.radians(rng.uniform(-_MOST_TURN_DEG, _MOST_TURN_DEG))
+    shift = np.clip(rng.normal(0, _SHIFT_SD_MM, 2), -_MOST_SHIFT_MM, _MOST_SHIFT_MM) / frame.SPACING_MM
+    return _similarity(angle, 1 / rng.uniform(*_ZOOM), shift)
+
+
+def _spoiled_geometry(rng: np.random.Generator) -> NDArray[np.float64]:
+    """A hip that is not where, as large or as upright as the frame wants it: upside down, turned, mirrored, mis-scaled."""
+    kind = rng.integers(4)
+    if kind == 0:
+        return _similarity(np.radians(rng.uniform(60, 300)), 1.0, rng.normal(0, 8, 2))
+    if kind == 1:
+        mirrored: NDArray[np.float64] = _similarity(0.0, 1.0, rng.normal(0, 8, 2)) @ np.diag([-1.0, 1.0, 1.0])
+        return mirrored
+    if kind == 2:
+        return _similarity(0.0, float(rng.choice([rng.uniform(0.4, 0.65), rng.uniform(1.6, 2.5)])), rng.normal(0, 8, 2))
+    direction = rng.uniform(0, 2 * np.pi)
+    return _similarity(0.0, 1.0, rng.uniform(45, 90) / frame.SPACING_MM * np.array([np.cos(direction), np.sin(direction)]))
+
+
+def _similarity(angle: float, scale: float, shift_px: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Stored (column, row) from frame (column, row), both relative to the femoral head."""
+    cosine, sine = scale * np.cos(angle), scale * np.sin(angle)
+    return np.array([[cosine, -sine, shift_px[0]], [sine, cosine, shift_px[1]], [0.0, 0.0, 1.0]])
+
+
+def _transform(
+    planes: NDArray[np.float32], labels: NDArray[np.uint8], matrix: NDArray[np.float64]
+) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
+    rows, columns = np.meshgrid(
+        np.arange(frame.ROWS) - frame.HEAD_ROW, np.arange(frame.COLUMNS) - frame.HEAD_COLUMN, indexing="ij"
+    )
+    x = matrix[0, 0] * columns + matrix[0, 1] * rows + matrix[0, 2] + frame.HEAD_COLUMN + MARGIN_PX
+    y = matrix[1, 0] * columns + matrix[1, 1] * rows + matrix[1, 2] + frame.HEAD_ROW + MARGIN_PX
+    height, width = labels.shape
+    grid = torch.from_numpy(np.stack([2 * x / (width - 1) - 1, 2 * y / (height - 1) - 1], -1).astype(np.float32))[None]
+    smooth = F.grid_sample(torch.from_numpy(planes)[None], grid, padding_mode="border", align_corners=True)[0].numpy()
+    nearest = F.grid_sample(
+        torch.from_numpy(labels.astype(np.float32))[None, None], grid, mode="nearest", padding_mode="zeros", align_corners=True
+    )
+    return smooth, nearest[0, 0].numpy().astype(np.uint8)
+
+
+def _cut_field(
+    image: NDArray[np.float32], rng: np.random.Generator
+) -> tuple[NDArray[np.float32], NDArray[np.bool_], NDArray[np.bool_]]:
+    """Let part of the crop lie outside the image or under a collimator; returns image, inside the image, exposed field."""
+    inside = np.ones(image.shape, bool)
+    field = np.ones(image.shape, bool)
+    if rng.random() > _FIELD_CUT_SHARE:
+        return image, inside, field
+    rows, columns = image.shape
+    first_row, last_row, first_column, last_column = 0, rows, 0, columns
+    # The lower border cuts hips most often, and that is where the total hip ends.
+    if rng.random() < 0.6:
+        last_row = int(rng.uniform(frame.HEAD_ROW + 25, rows))
+    if rng.random() < 0.3:
+        first_row = int(rng.uniform(0, frame.HEAD_ROW - 15))
+    if rng.random() < 0.3:
+        first_column = int(rng.uniform(0, frame.HEAD_COLUMN - 60))
+    if rng.random() < 0.3:
+        last_column = int(rng.uniform(frame.HEAD_COLUMN + 15, columns))
+    field[:first_row] = field[last_row:] = False
+    field[:, :first_column] = field[:, last_column:] = False
+    cut = image.copy()
+    kind = rng.integers(3)
+    if kind == 0:
+        inside = field.copy()
+    else:
+        level = rng.choice([image.min(), image.max()])
+        noise = 0.0 if kind == 1 else rng.uniform(0.002, 0.02)
+        cut[~field] = level + noise * rng.standard_normal(int((~field).sum()))
+    return cut, inside, field
+
+
+@dataclass(frozen=True)
+class OverviewExample:
+    """One example for the locator; arrays are (LOCATOR_SIZE, LOCATOR_SIZE)."""
+
+    network_input: NDArray[np.float32]
+    heat: NDArray[np.float32]
+    """(2, rows, columns): right head, left head, as Gaussians of 1 at their centres."""
+
+
+_HEAT_SD_PX = 2.0
+
+
+def overview_example(
+    materials: NDArray[np.float32],
+    heads_px: dict[str, tuple[float, float]],
+    rng: np.random.Generator,
+) -> OverviewExample:
+    """Draw a locator example from a whole field's stored maps.
+
+    Args:
+        materials: (4, LOCATOR_SIZE, LOCATOR_SIZE) at LOCATOR_SPACING_MM.
+        heads_px: "R" and / or "L" to (column, row) of the head, pixel centres at integers + 0.5; absent if not in the field.
+    """
+    size = frame.LOCATOR_SIZE
+    image = random_radiograph(materials, frame.LOCATOR_SPACING_MM, rng)
+    mirror = rng.random() < 0.5
+    turn = np.radians(rng.uniform(-12, 12))
+    scale = rng.uniform(0.85, 1.2)
+    shift = rng.uniform(-18, 18, 2)
+    upside_down = rng.random() < 0.06
+    if upside_down:
+        turn += np.pi
+    cosine, sine = np.cos(turn) / scale, np.sin(turn) / scale
+    linear = np.array([[cosine, -sine], [sine, cosine]]) @ np.diag([-1.0 if mirror else 1.0, 1.0])
+    centre = size / 2
+    rows, columns = np.meshgrid(np.arange(size) + 0.5 - centre, np.arange(size) + 0.5 - centre, indexing="ij")
+    stored = linear @ np.stack([columns.ravel(), rows.ravel()]) + shift[:, None] + centre  # stored from shown
+    grid = torch.from_numpy((2 * stored.T / size - 1).reshape(1, size, size, 2).astype(np.float32))
+    shown = F.grid_sample(torch.from_numpy(image)[None, None], grid, padding_mode="border", align_corners=False)[0, 0].numpy()
+    inside = ((stored > 0) & (stored < size)).all(0).reshape(size, size)
+    shown, visible = _cut_overview(shown, inside, rng)
+    heat = np.zeros((2, size, size), np.float32)
+    inverse = np.linalg.inv(linear)
+    for side, head in heads_px.items():
+        x, y = inverse @ (np.array(head) - shift - centre) + centre
+        if upside_down or not (0 <= x < size and 0 <= y < size) or not visible[int(y), int(x)]:
+            continue
+        channel = ("R", "L").index(side) ^ int(mirror)
+        distance2 = (np.arange(size)[None] + 0.5 - x) ** 2 + (np.arange(size)[:, None] + 0.5 - y) ** 2
+        heat[channel] = np.exp(-distance2 / (2 * _HEAT_SD_PX**2))
+    return OverviewExample(standardise(shown, visible), heat)
+
+
+def _cut_overview(
+    image: NDArray[np.float32], inside: NDArray[np.bool_], rng: np.random.Generator
+) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+    """Keep a random rectangle, as a smaller cassette or a collimator would."""
+    if rng.random() < 0.4:
+        return image, inside
+    size = image.shape[0]
+    height, width = rng.integers(size // 3, size, 2)
+    row, column = rng.integers(0, size - height + 1), rng.integers(0, size - width + 1)
+    window = np.zeros(image.shape, bool)
+    window[row : row + height, column : column + width] = True
+    if rng.random() < 0.5:
+        return image, inside & window
+    return np.where(window, image, rng.choice([image.min(), image.max()])).astype(np.float32), inside & window
+
+

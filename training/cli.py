@@ -1,0 +1,123 @@
+"""`python -m training`: from nothing to a served bundle, step by step or in one go."""
+
+import logging
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from dicomnode.errors import DicomNodeError
+from dicomnode.inference.bundle import SHIPPED, load_bundle
+from dicomnode.inference.predictor import Predictor
+from training.config import RunConfiguration, load_run
+from training.evaluate import Summary, evaluate, summarise, write_evaluation
+from training.export import export
+from training.pairs import Pairs, load_pairs, make_pairs
+from training.split import split_subjects
+from training.train import train
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__, context_settings={"help_option_names": ["-h", "--help"]})
+console = Console()
+
+Config = Annotated[Path, typer.Option("--config", "-c", help="The run's TOML file.")]
+Folder = Annotated[Path, typer.Option("--folder", "-f", help="Where pairs, checkpoints and evaluation lie.")]
+Workers = Annotated[int, typer.Option("--workers", "-w", help="Processes that make or load examples.")]
+_CONFIG = Path("conf/training/hip.toml")
+_FOLDER = Path("runs/hip")
+
+
+@app.command(name="pairs")
+def pairs_command(config: Config = _CONFIG, folder: Folder = _FOLDER, workers: Workers = 2) -> None:
+    """Make the pairs of radiograph materials and targets; goes on where it was interrupted."""
+    _pairs(load_run(config), folder, workers)
+
+
+@app.command(name="train")
+def train_command(config: Config = _CONFIG, folder: Folder = _FOLDER, workers: Workers = 1) -> None:
+    """Train locator and decomposer; goes on from the last checkpoint."""
+    _train(load_run(config), folder, workers)
+
+
+@app.command(name="export")
+def export_command(
+    config: Config = _CONFIG,
+    folder: Folder = _FOLDER,
+    output: Annotated[Path, typer.Option(help="The bundle's folder.")] = SHIPPED,
+) -> None:
+    """Write the bundle with its limits, intervals, measured figures and model card."""
+    _export(load_run(config), folder, output)
+
+
+@app.command(name="evaluate")
+def evaluate_command(
+    config: Config = _CONFIG,
+    folder: Folder = _FOLDER,
+    bundle: Annotated[Path, typer.Option(help="The bundle to evaluate.")] = SHIPPED,
+    output: Annotated[Path, typer.Option(help="Where figures.json, cases.csv and plots go.")] = Path("runs/evaluation"),
+) -> None:
+    """Measure a bundle on the held-out phantoms of a run; prints agreement and draws scatter and Bland-Altman plots."""
+    run, pairs = load_run(config), load_pairs(folder / "pairs")
+    predictor = Predictor(load_bundle(bundle))
+    cases, _ = evaluate(predictor, pairs, split_subjects(run.pairs.count, run.split).test, run.seed)
+    summary = summarise(cases, predictor.bundle.intervals)
+    write_evaluation(output, cases, summary)
+    _print(summary, output)
+
+
+@app.command()
+def build(
+    config: Config = _CONFIG,
+    folder: Folder = _FOLDER,
+    output: Annotated[Path, typer.Option(help="The bundle's folder.")] = SHIPPED,
+    workers: Workers = 2,
+) -> None:
+    """All of it: pairs, training, export with evaluation."""
+    run = load_run(config)
+    _pairs(run, folder, workers)
+    _train(run, folder, max(1, workers - 1))
+    _export(run, folder, output)
+
+
+def _pairs(run: RunConfiguration, folder: Path, workers: int) -> None:
+    make_pairs(run.pairs.count, run.pairs.seed, folder / "pairs", workers=workers)
+
+
+def _load(run: RunConfiguration, folder: Path) -> Pairs:
+    return load_pairs(folder / "pairs", run.pairs.count)
+
+
+def _train(run: RunConfiguration, folder: Path, workers: int) -> None:
+    train(run, _load(run, folder), split_subjects(run.pairs.count, run.split), folder, workers=workers)
+
+
+def _export(run: RunConfiguration, folder: Path, output: Path) -> None:
+    summary = export(run, _load(run, folder), split_subjects(run.pairs.count, run.split), folder, output)
+    _print(summary, output / "evaluation")
+
+
+def _print(summary: Summary, folder: Path) -> None:
+    table = Table(title="Held-out phantoms, simulated radiographs: says nothing about patients")
+    for heading in ("region", "quantity", "n", "r", "ICC", "slope", "RMSE", "bias"):
+        table.add_column(heading, justify="left" if heading in ("region", "quantity") else "right")
+    for region, quantities in summary.agreement.items():
+        for name, a in quantities.items():
+            table.add_row(
+                region, name, str(a.n), f"{a.pearson_r:.3f}", f"{a.icc:.3f}", f"{a.slope:.3f}", f"{a.rmse:.4g}", f"{a.bias:+.3g}"
+            )
+    console.print(table)
+    console.print("90 % intervals cover: " + ", ".join(f"{k} {100 * v:.1f} %" for k, v in summary.coverage.items()))
+    for kind, counts in summary.refusals.items():
+        console.print(f"{kind}: " + ", ".join(f"{n} {reason}" for reason, n in sorted(counts.items())))
+    console.print(f"Plots and tables: {folder}")
+
+
+def main() -> None:
+    """Entry point: errors of ours are one line that says what to do."""
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
+    try:
+        app()
+    except DicomNodeError as error:
+        console.print(f"[red]error:[/red] {error}", highlight=False)
+        raise SystemExit(2) from error

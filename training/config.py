@@ -1,0 +1,88 @@
+"""A training run is one TOML file, read once, checked once and frozen."""
+
+import tomllib
+from dataclasses import dataclass, fields, is_dataclass
+from pathlib import Path
+from typing import Any
+
+from dicomnode.errors import ConfigurationError
+
+
+@dataclass(frozen=True)
+class PairsConfiguration:
+    """How many phantoms are made, and from which seed."""
+
+    count: int
+    """Simulated patients; each gives two hips."""
+    seed: int
+
+
+@dataclass(frozen=True)
+class SplitConfiguration:
+    """Share of the patients (never of the hips) in each part; what is left is for training."""
+
+    validation: float
+    """Sets plausibility limits and prediction intervals; chooses nothing else."""
+    test: float
+    """Held out: every published figure is measured here."""
+
+
+@dataclass(frozen=True)
+class NetworkConfiguration:
+    """One network and how it is trained."""
+
+    widths: tuple[int, ...]
+    steps: int
+    batch: int
+    learning_rate: float
+    """Peak of a one-cycle schedule."""
+    weight_decay: float = 1e-4
+    ema: float = 0.999
+    """Decay of the exponential moving average of the weights, which is what is exported."""
+
+
+@dataclass(frozen=True)
+class RunConfiguration:
+    """Everything that decides what a run produces."""
+
+    name: str
+    version: str
+    seed: int
+    pairs: PairsConfiguration
+    split: SplitConfiguration
+    decomposer: NetworkConfiguration
+    locator: NetworkConfiguration
+
+
+def load_run(path: Path) -> RunConfiguration:
+    """Read a run's TOML file.
+
+    Raises:
+        ConfigurationError: unreadable, or a key is missing or unknown; the message names its place.
+    """
+    try:
+        document = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, tomllib.TOMLDecodeError) as error:
+        raise ConfigurationError(f"{path} is no readable TOML file: {error}") from error
+    run: RunConfiguration = _build(RunConfiguration, document, str(path))
+    if not 0 < run.split.validation + run.split.test < 1:
+        raise ConfigurationError(f"{path}: split.validation + split.test must lie between 0 and 1")
+    return run
+
+
+def _build(kind: type[Any], document: dict[str, Any], place: str) -> Any:
+    known = {field.name: field for field in fields(kind)}
+    unknown = document.keys() - known.keys()
+    if unknown:
+        raise ConfigurationError(f"{place}: unknown key {sorted(unknown)[0]!r}; known are {', '.join(known)}")
+    values = {}
+    for name, value in document.items():
+        wanted = known[name].type
+        if isinstance(wanted, type) and is_dataclass(wanted):
+            values[name] = _build(wanted, value, f"{place}: {name}")
+        else:
+            values[name] = tuple(value) if isinstance(value, list) else value
+    try:
+        return kind(**values)
+    except TypeError as error:
+        raise ConfigurationError(f"{place}: {error}") from error

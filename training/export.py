@@ -1,0 +1,162 @@
+"""From trained weights to the bundle that the node loads: limits and intervals from validation, figures from test."""
+
+import hashlib
+import json
+import platform
+import subprocess
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+
+from dicomnode.domain.measurement import Region
+from dicomnode.inference import intensity
+from dicomnode.inference.bundle import (
+    CHANNELS,
+    FORMAT,
+    LOCATOR_CHANNELS,
+    VERDICTS,
+    Limits,
+    frame_document,
+    load_bundle,
+)
+from dicomnode.inference.predictor import Predictor
+from training.config import RunConfiguration
+from training.evaluate import (
+    QUANTITIES,
+    HipReading,
+    RegionCase,
+    Summary,
+    evaluate,
+    summarise,
+    truth_and_prediction,
+    write_evaluation,
+)
+from training.model_card import model_card
+from training.pairs import Pairs
+from training.split import Split
+from training.statistics import conformal_half_width
+from training.train import decomposer_shape, locator_shape
+
+_OPEN = Limits(
+    locator_score=0.0,
+    verdict=0.0,
+    metal_cm2=float("inf"),
+    explained=-1.0,
+    femur_area_cm2=(0.0, float("inf")),
+    shaft_angle_deg=(-180.0, 180.0),
+)
+"""Refuses nothing: used while the limits themselves are being found."""
+_LOCATOR_SCORE = 0.3
+_LEAST_VERDICT = 0.5
+_LEAST_METAL_CM2 = 0.5
+
+
+def export(run: RunConfiguration, pairs: Pairs, split: Split, weights: Path, folder: Path) -> Summary:
+    """Write the bundle, measure it, and write what was measured into it.
+
+    Args:
+        weights: folder with `decomposer.pt` and `locator.pt` from `train`.
+        folder: the bundle's folder; gets `weights.safetensors`, `model.json`, `MODEL_CARD.md` and `evaluation/`.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    digest = _write_weights(weights, folder / "weights.safetensors")
+    document = _document(run, split, digest)
+    _write(folder, document, _OPEN, {}, {})
+    open_cases, readings = evaluate(Predictor(load_bundle(folder)), pairs, split.validation, run.seed)
+    limits = find_limits(readings)
+    intervals = find_intervals(open_cases)
+    _write(folder, document, limits, intervals, {})
+    cases, _ = evaluate(Predictor(load_bundle(folder)), pairs, split.test, run.seed)
+    summary = summarise(cases, intervals)
+    write_evaluation(folder / "evaluation", cases, summary)
+    _write(folder, document, limits, intervals, summary.as_dict())
+    (folder / "MODEL_CARD.md").write_text(model_card(json.loads((folder / "model.json").read_text())), encoding="utf-8")
+    return summary
+
+
+def find_limits(readings: list[HipReading]) -> Limits:
+    """Set limits so that nearly every good validation hip passes, with room for anatomy that the phantoms lack."""
+    native = [reading for reading in readings if reading.kind == "native"]
+    areas = np.array([reading.femur_area_cm2 for reading in native])
+    angles = np.array([reading.shaft_angle_deg for reading in native if reading.shaft_angle_deg is not None])
+    metal = float(np.quantile([reading.metal_cm2 for reading in native], 0.99))
+    return Limits(
+        locator_score=_LOCATOR_SCORE,
+        verdict=_LEAST_VERDICT,
+        metal_cm2=round(max(_LEAST_METAL_CM2, 1.5 * metal), 2),
+        explained=round(0.8 * float(np.quantile([reading.explained for reading in native], 0.005)), 3),
+        # A short field shows a third of the femur and is still measured at the neck.
+        femur_area_cm2=(round(0.3 * areas.min(), 1), round(1.2 * areas.max(), 1)),
+        shaft_angle_deg=(round(float(np.quantile(angles, 0.002)) - 4, 1), round(float(np.quantile(angles, 0.998)) + 4, 1)),
+    )
+
+
+def find_intervals(cases: list[RegionCase]) -> dict[str, dict[str, float]]:
+    """Half widths of the 90 % split-conformal intervals per region and quantity, from the native validation hips."""
+    table: dict[str, dict[str, float]] = {}
+    for region in Region:
+        own = [case for case in cases if case.region == region.value and case.kind == "native" and not case.refused]
+        table[region.value] = {}
+        for name in QUANTITIES:
+            truth, prediction = truth_and_prediction(own, name)
+            table[region.value][name] = round(conformal_half_width(prediction - truth), 5)
+    return table
+
+
+def _write_weights(weights: Path, path: Path) -> str:
+    tensors = {}
+    for network in ("locator", "decomposer"):
+        state = torch.load(weights / f"{network}.pt", map_location="cpu", weights_only=True)
+        for name, tensor in state.items():
+            stored = tensor.half() if tensor.is_floating_point() else tensor
+            tensors[f"{network}.{name}"] = stored.contiguous()
+    save_file(tensors, path)
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _document(run: RunConfiguration, split: Split, digest: str) -> dict[str, Any]:
+    return {
+        "format": FORMAT,
+        "name": run.name,
+        "version": run.version,
+        "trained_on_simulation": True,
+        "weights_sha256": digest,
+        "frame": frame_document(),
+        "intensity_transform": intensity.VERSION,
+        "channels": [{"name": name, "unit": unit} for name, unit in CHANNELS],
+        "verdicts": list(VERDICTS),
+        "locator_channels": [{"name": name, "unit": unit} for name, unit in LOCATOR_CHANNELS],
+        "networks": {
+            "locator": asdict(locator_shape(run.locator)),
+            "decomposer": asdict(decomposer_shape(run.decomposer)),
+        },
+        "provenance": {
+            "run": asdict(run),
+            "commit": _commit(),
+            "split": {part: [int(numbers[0]), int(numbers[-1])] for part, numbers in asdict(split).items()},
+            "torch": torch.__version__,
+            "numpy": np.__version__,
+            "python": platform.python_version(),
+            "data": "parametric phantoms only; no patient data, no atlas",
+        },
+    }
+
+
+def _write(
+    folder: Path, document: dict[str, Any], limits: Limits, intervals: dict[str, dict[str, float]], figures: dict[str, Any]
+) -> None:
+    whole = {**document, "limits": asdict(limits), "intervals": intervals, "figures": figures}
+    (folder / "model.json").write_text(json.dumps(whole, indent=1) + "\n", encoding="utf-8")
+
+
+def _commit() -> str:
+    """The commit that the bundle was made from; "unknown" outside a repository."""
+    try:
+        done = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return done.stdout.strip()

@@ -1,0 +1,96 @@
+"""What the networks are asked to do, one term per function. Shapes are (b, c, h, w)."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from dicomnode.inference.frame import Label
+
+MAP_SCALES = (1.0, 0.5, 0.5, 0.02)
+"""Brings femur density (g/cm2), path (cm), pelvis density (g/cm2) and soft tissue (g/cm2) to comparable size."""
+REGIONS = ((Label.NECK, Label.TROCHANTER, Label.INTERTROCHANTER), (Label.NECK,))
+"""Regions whose mass and volume must be right: total hip and femoral neck."""
+
+
+@dataclass(frozen=True)
+class HipBatch:
+    """A batch of `augment.HipExample`s as tensors."""
+
+    network_input: Tensor
+    maps: Tensor
+    labels: Tensor
+    metal: Tensor
+    field: Tensor
+    verdict: Tensor
+
+
+def decomposition_loss(channels: Tensor, verdicts: Tensor, batch: HipBatch) -> dict[str, Tensor]:
+    """Every term by name, each already weighted; the loss is their sum.
+
+    Maps are learned from AP hips only, and only where the radiograph shows anatomy.
+    """
+    maps, logits = channels[:, :4], channels[:, 4:10]
+    metal, field = channels[:, 10], channels[:, 11]
+    good = batch.verdict[:, None, None]
+    weight = batch.field * good  # (b, h, w)
+    labels = torch.where(weight > 0, batch.labels, -100)
+    return {
+        "maps": 4.0 * map_loss(maps, batch.maps, weight),
+        "edges": 2.0 * edge_loss(maps[:, 0], batch.maps[:, 0], weight),
+        "mass": 1.0 * region_loss(maps[:, :2], batch.maps[:, :2], batch.labels, weight),
+        "labels": 0.5 * label_loss(logits, labels),
+        "metal": 0.2 * masked_mean(_binary(metal, batch.metal), batch.field),
+        "field": 0.1 * _binary(field, batch.field).mean(),
+        "verdict": 0.1 * _binary(verdicts[:, 0], batch.verdict).mean(),
+    }
+
+
+def map_loss(prediction: Tensor, target: Tensor, weight: Tensor) -> Tensor:
+    """L1 of the maps, each divided by its usual size."""
+    scales = prediction.new_tensor(MAP_SCALES)[None, :, None, None]
+    return masked_mean(((prediction - target).abs() * scales).sum(1), weight)
+
+
+def edge_loss(prediction: Tensor, target: Tensor, weight: Tensor) -> Tensor:
+    """L1 of the differences between neighbouring pixels: cortex must be sharp, or thin cortex reads too low."""
+    difference = prediction - target
+    rows = masked_mean(difference.diff(dim=1).abs(), weight[:, 1:] * weight[:, :-1])
+    columns = masked_mean(difference.diff(dim=2).abs(), weight[:, :, 1:] * weight[:, :, :-1])
+    return rows + columns
+
+
+def region_loss(prediction: Tensor, target: Tensor, labels: Tensor, weight: Tensor) -> Tensor:
+    """Relative error of each region's mass and volume: what is reported is the sum, not the pixel."""
+    terms = []
+    for region in REGIONS:
+        mask = torch.isin(labels, labels.new_tensor([int(label) for label in region])) * weight
+        enough = mask.sum((1, 2)) > 50  # pixels; a sliver says nothing of the region
+        if not enough.any():
+            continue
+        error = ((prediction - target) * mask[:, None]).sum((2, 3)).abs()
+        true = (target * mask[:, None]).sum((2, 3)).clamp_min(1e-3)
+        terms.append((error / true)[enough].clamp_max(2.0).mean())
+    return torch.stack(terms).mean() if terms else prediction.sum() * 0
+
+
+def label_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    """Cross-entropy of the region labels; -100 marks pixels to be left out."""
+    total = F.cross_entropy(logits, labels, reduction="sum", ignore_index=-100)
+    return total / (labels != -100).sum().clamp_min(1)
+
+
+def heat_loss(logits: Tensor, heat: Tensor) -> Tensor:
+    """Locator: cross-entropy against the Gaussians, with the few pixels near a head weighted up."""
+    weight = 1 + 50 * heat
+    return (F.binary_cross_entropy_with_logits(logits, heat, reduction="none") * weight).mean()
+
+
+def masked_mean(values: Tensor, weight: Tensor) -> Tensor:
+    """Mean of values where weight is set; 0 if it is set nowhere."""
+    return (values * weight).sum() / weight.sum().clamp_min(1)
+
+
+def _binary(logits: Tensor, target: Tensor) -> Tensor:
+    return F.binary_cross_entropy_with_logits(logits, target, reduction="none")

@@ -1,0 +1,84 @@
+"""The model card, written from `model.json` so that no figure in it can differ from the bundle's."""
+
+from typing import Any
+
+_QUANTITIES = {
+    "areal_bmd_g_cm2": "areal BMD, g/cm²",
+    "bmc_g": "BMC, g",
+    "area_cm2": "area, cm²",
+    "volumetric_bmd_mg_cm3": "volumetric BMD, mg/cm³",
+}
+
+
+def model_card(document: dict[str, Any]) -> str:
+    """Render the card (Mitchell et al. 2019, doi:10.1145/3287560.3287596, shortened to what applies)."""
+    provenance, figures = document["provenance"], document["figures"]
+    run = provenance["run"]
+    return f"""# Model card: {document["name"]} {document["version"]}
+
+**Trained and evaluated on simulated radiographs of phantoms only. No figure below says anything about patients.
+Not a medical device; not for diagnosis, and not for ruling out low bone density.**
+
+## What it is
+A locator that finds femoral heads on an overview, and a residual U-Net that decomposes one hip ({document["frame"]["rows"]} x
+{document["frame"]["columns"]} pixels of {document["frame"]["spacing_mm"]} mm in the object plane) into:
+
+| channel | unit |
+|---|---|
+{_rows((channel["name"], channel["unit"]) for channel in document["channels"])}
+
+Bone density is mineral mass over area, as projected in the pose of the radiograph; it is not the density of the canonical
+(DXA) pose, and it is not calibrated to any densitometer.
+
+## Intended use
+Research and development of the node that it ships with: adult anteroposterior radiographs of hip or pelvis.
+
+## Data
+{provenance["data"]}: {run["pairs"]["count"]} phantoms (seed {run["pairs"]["seed"]}), two hips each, split by phantom into training
+{_span(provenance["split"]["training"])}, validation {_span(provenance["split"]["validation"])}, test {_span(provenance["split"]["test"])}.
+Tube voltage, filtration, detector, dose, scatter and the vendor's processing are drawn anew for each example.
+
+## Figures on held-out phantoms ({figures["data"]})
+{_agreement(figures)}
+
+Share of true areal BMD inside the 90 % prediction interval: {_coverage(figures)}.
+
+What became of each kind of hip, judged by the total hip:
+
+| kind | hips by outcome |
+|---|---|
+{_rows((kind, ", ".join(f"{n} {reason}" for reason, n in sorted(counts.items()))) for kind, counts in figures["refusals"].items())}
+
+## Known limits
+- Phantoms are simpler than people: no osteoarthritis, no fracture, no calcification, no clothing.
+- Pose changes the projected density; the density of the canonical pose is not estimated yet.
+- Positions and densities of muscles are not decomposed.
+
+## How it was made
+`python -m training build` with seed {run["seed"]}; commit {provenance["commit"]}, torch {provenance["torch"]}, numpy {provenance["numpy"]},
+Python {provenance["python"]}. Weights SHA-256 `{document["weights_sha256"]}`.
+"""
+
+
+def _agreement(figures: dict[str, Any]) -> str:
+    head = "| region | quantity | n | Pearson r | ICC(2,1) | slope | SEE | RMSE | MAE | bias | limits of agreement |\n" + "|---" * 11 + "|"
+    lines = [
+        f"| {region.replace('_', ' ')} | {_QUANTITIES[name]} | {a['n']} | {a['pearson_r']:.3f} | {a['icc']:.3f} | {a['slope']:.3f} "
+        f"| {a['see']:.3g} | {a['rmse']:.3g} | {a['mae']:.3g} | {a['bias']:+.2g} | {a['limits_of_agreement'][0]:.3g} to "
+        f"{a['limits_of_agreement'][1]:.3g} |"
+        for region, table in figures["agreement"].items()
+        for name, a in table.items()
+    ]
+    return "\n".join([head, *lines])
+
+
+def _coverage(figures: dict[str, Any]) -> str:
+    return ", ".join(f"{region.replace('_', ' ')} {100 * share:.1f} %" for region, share in figures["interval_coverage"].items())
+
+
+def _rows(pairs: Any) -> str:
+    return "\n".join(f"| {first} | {second} |" for first, second in pairs)
+
+
+def _span(ends: list[int]) -> str:
+    return f"{ends[0]}-{ends[1]}"

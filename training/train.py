@@ -1,0 +1,185 @@
+"""The training loop, from top to bottom: both networks, one after the other, resumable, on CUDA where there is one."""
+
+import json
+import logging
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm
+
+from dicomnode.inference.bundle import CHANNELS, LOCATOR_CHANNELS, VERDICTS
+from dicomnode.inference.network import HipNet, NetworkShape
+from training.augment import HipExample, OverviewExample, hip_example, overview_example
+from training.config import NetworkConfiguration, RunConfiguration
+from training.losses import HipBatch, decomposition_loss, heat_loss
+from training.pairs import Pairs
+from training.split import Split
+
+log = logging.getLogger(__name__)
+
+_SAVE_EVERY_STEPS = 200
+_DECOMPOSER_INPUTS = 2
+
+Loss = Callable[[nn.Module, dict[str, Tensor]], dict[str, Tensor]]
+
+
+def decomposer_shape(configuration: NetworkConfiguration) -> NetworkShape:
+    """The decomposer's shape for the bundle's channels."""
+    return NetworkShape(_DECOMPOSER_INPUTS, len(CHANNELS), configuration.widths, len(VERDICTS))
+
+
+def locator_shape(configuration: NetworkConfiguration) -> NetworkShape:
+    """The locator's shape for the bundle's channels."""
+    return NetworkShape(_DECOMPOSER_INPUTS, len(LOCATOR_CHANNELS), configuration.widths)
+
+
+def train(run: RunConfiguration, pairs: Pairs, split: Split, folder: Path, *, workers: int = 1) -> None:
+    """Train both networks; leaves `decomposer.pt` and `locator.pt` (EMA weights) and `losses.jsonl` in `folder`.
+
+    An interrupted run goes on from its last checkpoint, with the same examples as if it had not been interrupted.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    hips = HipExamples(pairs, pairs.hips_of(split.training), run.seed)
+    _fit("decomposer", HipNet(decomposer_shape(run.decomposer)), _hip_loss, hips, run.decomposer, run.seed, folder, workers)
+    overviews = OverviewExamples(pairs, split.training, run.seed)
+    _fit("locator", HipNet(locator_shape(run.locator)), _overview_loss, overviews, run.locator, run.seed, folder, workers)
+
+
+class HipExamples(Dataset[dict[str, Any]]):
+    """Hips by (drawing number): the same number always gives the same example."""
+
+    def __init__(self, pairs: Pairs, hips: np.ndarray[Any, Any], seed: int) -> None:
+        self.pairs, self.hips, self.seed = pairs, hips, seed
+
+    def __getitem__(self, number: int) -> dict[str, Any]:
+        rng = np.random.default_rng((self.seed, 1, number))
+        hip = self.pairs.hip(int(self.hips[rng.integers(len(self.hips))]))
+        return _fields(hip_example(hip.materials, hip.targets, hip.labels, hip.anteroposterior, rng))
+
+
+class OverviewExamples(Dataset[dict[str, Any]]):
+    """Whole fields by drawing number."""
+
+    def __init__(self, pairs: Pairs, subjects: np.ndarray[Any, Any], seed: int) -> None:
+        self.pairs, self.subjects, self.seed = pairs, subjects, seed
+
+    def __getitem__(self, number: int) -> dict[str, Any]:
+        rng = np.random.default_rng((self.seed, 2, number))
+        overview = self.pairs.overview(int(self.subjects[rng.integers(len(self.subjects))]))
+        return _fields(overview_example(overview.materials, overview.heads_px, rng))
+
+
+def _fields(example: HipExample | OverviewExample) -> dict[str, Any]:
+    values = {field.name: getattr(example, field.name) for field in fields(example)}
+    return {name: np.float32(value) if isinstance(value, float) else value for name, value in values.items()}
+
+
+def _hip_loss(network: nn.Module, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    hips = HipBatch(**batch)
+    channels, verdicts = network(hips.network_input)
+    return decomposition_loss(channels.float(), verdicts.float(), hips)
+
+
+def _overview_loss(network: nn.Module, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    heat, _ = network(batch["network_input"])
+    return {"heat": heat_loss(heat.float(), batch["heat"])}
+
+
+def _fit(
+    name: str,
+    network: HipNet,
+    loss: Loss,
+    examples: Dataset[dict[str, Any]],
+    configuration: NetworkConfiguration,
+    seed: int,
+    folder: Path,
+    workers: int,
+) -> None:
+    done = folder / f"{name}.pt"
+    if done.exists():
+        log.info("%s is trained already (%s)", name, done)
+        return
+    torch.manual_seed(seed)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    network = _initialised(network).to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    optimizer = torch.optim.AdamW(network.parameters(), configuration.learning_rate, weight_decay=configuration.weight_decay)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, configuration.learning_rate, total_steps=configuration.steps + 1, pct_start=0.1
+    )
+    average = torch.optim.swa_utils.AveragedModel(
+        network, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(configuration.ema), use_buffers=True
+    )
+    checkpoint = folder / f"{name}.checkpoint.pt"
+    parts = {"network": network, "optimizer": optimizer, "schedule": schedule, "average": average}
+    first = _resume(checkpoint, parts, device)
+    numbers = range(first * configuration.batch, configuration.steps * configuration.batch)
+    loader = DataLoader(
+        examples, configuration.batch, sampler=list(numbers), num_workers=workers, drop_last=True,
+        prefetch_factor=4 if workers else None, pin_memory=device.type == "cuda",
+    )  # fmt: skip
+    network.train()
+    autocast = torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda")
+    smooth: dict[str, float] = {}
+    with (
+        tqdm(loader, desc=name, initial=first, total=configuration.steps, unit="step") as progress,
+        (folder / "losses.jsonl").open("a") as record,
+    ):
+        for step, raw in enumerate(progress, first):
+            batch = {key: value.to(device, non_blocking=True) for key, value in raw.items()}
+            with autocast:
+                terms = loss(network, batch)
+                total = torch.stack(list(terms.values())).sum()
+            optimizer.zero_grad(set_to_none=True)
+            total.backward()  # type: ignore[no-untyped-call]
+            nn.utils.clip_grad_norm_(network.parameters(), 2.0)
+            optimizer.step()
+            schedule.step()
+            average.update_parameters(network)
+            for key, value in terms.items():
+                smooth[key] = 0.98 * smooth.get(key, float(value)) + 0.02 * float(value)
+            if step % 20 == 0:
+                progress.set_postfix({key: f"{value:.3f}" for key, value in smooth.items()}, refresh=False)
+            if (step + 1) % _SAVE_EVERY_STEPS == 0:
+                _save(checkpoint, parts, step + 1)
+                print(json.dumps({"network": name, "step": step + 1, "time": time.time(), **smooth}), file=record, flush=True)
+    torch.save(average.module.state_dict(), done)
+    checkpoint.unlink(missing_ok=True)
+
+
+def _initialised(network: HipNet) -> HipNet:
+    # Each residual block starts as its shortcut: deep stacks learn faster (arXiv 1706.02677, section 5.1).
+    for module in network.modules():
+        if hasattr(module, "norm_2"):
+            nn.init.zeros_(module.norm_2.weight)
+    return network
+
+
+def _resume(checkpoint: Path, parts: dict[str, Any], device: torch.device) -> int:
+    if not checkpoint.exists():
+        return 0
+    state = torch.load(checkpoint, map_location=device, weights_only=True)
+    for name, part in parts.items():
+        part.load_state_dict(state[name])
+    step: int = state["step"]
+    return step
+
+
+def _save(checkpoint: Path, parts: dict[str, Any], step: int) -> None:
+    partial = checkpoint.with_suffix(".partial")
+    torch.save({"step": step, **{name: part.state_dict() for name, part in parts.items()}}, partial)
+    partial.replace(checkpoint)
+
+
+def loss_curve(folder: Path, network: str) -> Iterator[dict[str, float]]:
+    """The recorded losses of one network, in order."""
+    for line in (folder / "losses.jsonl").read_text().splitlines():
+        entry = json.loads(line)
+        if entry["network"] == network:
+            yield entry
