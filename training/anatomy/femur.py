@@ -26,7 +26,7 @@ from training.anatomy.implicit import (
 )
 
 VOXEL_MM = 0.9
-SHAFT_BELOW_HEAD_MM = 185.0
+SHAFT_BELOW_HEAD_MM = 260.0
 """The modelled shaft ends here: beyond the frame's lower border, also when the hip is flexed."""
 
 
@@ -244,8 +244,8 @@ def _cortex_mm(x: float, y: float, z: float, p: NDArray[np.float64]) -> float:
     h = x * math.cos(version) + y * math.sin(version)
     a = h * math.sin(lean) - z * math.cos(lean)
     b = h * math.cos(lean) + z * math.sin(lean)
-    t = shell + (0.55 * thick - shell) * smooth_step(level + 30.0, level - 10.0, z)
-    t += 0.45 * thick * smooth_step(level - 5.0, level - 55.0, z)
+    t = shell + (0.45 * thick - shell) * smooth_step(level + 30.0, level - 10.0, z)
+    t += 0.55 * thick * smooth_step(level - 5.0, level - 55.0, z)
     under = smooth_step(0.1 * head, -0.55 * head, b) * smooth_step(0.35, 0.7, a / length)
     medial = smooth_step(bx, bx - 0.6 * p[6], x) * smooth_step(bz + 12.0, bz - 10.0, z)
     inner = max(under, medial) * smooth_step(level - 45.0, level - 10.0, z)
@@ -318,7 +318,7 @@ def _fill(
 ) -> None:
     """Fill (z, y, x) grids block by block; blocks that lie outside are not looked at."""
     nz, ny, nx = mineral.shape
-    reach = 0.5 * BLOCK * voxel * math.sqrt(3.0) * 1.6 + 2.0  # margin: distances are approximate
+    reach = 1.4 * (0.5 * (BLOCK - 1) * voxel * math.sqrt(3.0) + voxel)  # distances are approximate
     for z0 in range(0, nz, BLOCK):
         for y0 in range(0, ny, BLOCK):
             for x0 in range(0, nx, BLOCK):

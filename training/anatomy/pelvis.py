@@ -25,6 +25,8 @@ from training.anatomy.implicit import (
 )
 
 VOXEL_MM = 1.5
+BLOCK = 4
+"""Voxels per edge of the blocks that are tested once before their voxels are looked at."""
 
 
 @dataclass(frozen=True)
@@ -158,6 +160,9 @@ def _skeleton(
     d = 1e3
     for n in range(count):
         m = near[n]
+        dx, dy, dz = x - balls[m, 0], y - balls[m, 1], z - balls[m, 2]
+        if math.sqrt(dx * dx + dy * dy + dz * dz) - balls[m, 3] > d + fillet:
+            continue  # too far to move the blend
         d = smooth_min(d, plate(x, y, z, corners[m, 0], corners[m, 1], corners[m, 2]), fillet)
     return d
 
@@ -221,13 +226,14 @@ def _distances(
     bone = max(bone, 2.2 - side)  # symphysis
     middle = _skeleton(side, y, z, mid_corners, mid_balls, mid_near, mids, 7.0)
     # Anterior sacral foramina: tilted channels beside the bodies.
-    for n in range(4):
+    for n in range(4 if middle < 6.0 else 0):
         fz = p[1] * (92.0 - 19.0 * n) + 0.35 * (y - p[2] * (34.0 + 12.0 * n))
         fx = 23.0 - 2.2 * n
         middle = max(middle, 4.6 - 0.5 * n - math.sqrt((side - fx) ** 2 + (z - fz) ** 2))
     top = 110.0 * p[1]
-    middle = min(middle, _lumbar(side, y, z, top + 30.0))
-    middle = min(middle, _lumbar(side, y + 3.0, z, top + 64.0))
+    if z > top + 5.0:
+        middle = min(middle, _lumbar(side, y, z, top + 30.0))
+        middle = min(middle, _lumbar(side, y + 3.0, z, top + 64.0))
     middle = max(middle, 1.5 - bone)  # sacroiliac joints
     return bone, middle
 
@@ -247,7 +253,7 @@ def _fill(
     fine: NDArray[np.float32],
 ) -> None:
     nz, ny, nx = mineral.shape
-    reach = 0.5 * BLOCK * voxel * math.sqrt(3.0) + 3.0
+    reach = 1.15 * (0.5 * (BLOCK - 1) * voxel * math.sqrt(3.0) + voxel)
     hip_near, mid_near = np.zeros(hip_balls.shape[0], np.int64), np.zeros(mid_balls.shape[0], np.int64)
     cortical, cortex, trabecular, patchiness, texture = p[6], p[7], p[8], p[9], p[10]
     for z0 in range(0, nz, BLOCK):
@@ -259,12 +265,12 @@ def _fill(
                     origin[1] + (y0 + half) * voxel,
                     origin[2] + (z0 + half) * voxel,
                 )
-                hips = _near(abs(cx), cy, cz, 2.0 * reach, hip_balls, hip_near)
-                mids = _near(abs(cx), cy, cz, 2.0 * reach, mid_balls, mid_near)
+                hips = _near(abs(cx), cy, cz, reach + 8.0, hip_balls, hip_near)
+                mids = _near(abs(cx), cy, cz, reach + 8.0, mid_balls, mid_near)
                 bone, middle = _distances(
                     cx, cy, cz, p, hip_corners, hip_balls, hip_near, hips, mid_corners, mid_balls, mid_near, mids
                 )
-                if min(bone, middle) > reach * 1.3:
+                if min(bone, middle) > reach:
                     continue
                 for k in range(z0, min(z0 + BLOCK, nz)):
                     for j in range(y0, min(y0 + BLOCK, ny)):
@@ -292,11 +298,11 @@ def _fill(
                             r = math.sqrt((abs(x) - p[0]) ** 2 + y * y + z * z) - head - p[5]
                             # The weight-bearing plate of the socket (sourcil) is thicker; the sacrum's cortex thinner.
                             dome = smooth_step(7.0, 2.0, r) * smooth_step(0.15 * head, 0.75 * head, z)
-                            t = cortex * (1.0 + 1.0 * dome) * (0.75 if middle < bone else 1.0)
+                            t = cortex * (1.0 + 0.8 * dome) * (0.75 if middle < bone else 1.0)
                             spongy = coverage(d + t, voxel)
                             streak = noise(fine, x / 1.8, y / 1.8, z / 5.0)
                             patch = noise(slow, x / 22.0, y / 22.0, z / 22.0)
-                            loaded = 1.0 + 0.9 * smooth_step(30.0, 0.0, r) * smooth_step(-10.0, 25.0, z)
+                            loaded = 1.0 + 0.5 * smooth_step(30.0, 0.0, r) * smooth_step(-10.0, 25.0, z)
                             soft = (
                                 trabecular * loaded * max((1.0 + patchiness * patch) * (1.0 + texture * streak), 0.05)
                             )

@@ -170,10 +170,10 @@ def _bone_quality(random: np.random.Generator, sex: Sex, age: float) -> BoneQual
     scale = 1.0 if female else 1.10
     return BoneQuality(
         cortical_density_g_cm3=float(np.clip(random.normal(1.05, 0.05), 0.88, 1.18)),
-        shaft_cortex_mm=float(np.clip(8.2 * scale * dense * math.exp(spread[0]), 2.2, 12.0)),
-        calcar_cortex_mm=float(np.clip(4.4 * scale * dense * math.exp(spread[1]), 1.0, 8.0)),
-        shell_cortex_mm=float(np.clip(1.65 * dense * math.exp(random.normal(0, 0.10)), 0.4, 2.8)),
-        trabecular_density_g_cm3=float(np.clip(0.29 * spongy, 0.04, 0.60)),
+        shaft_cortex_mm=float(np.clip(7.8 * scale * dense * math.exp(spread[0]), 2.2, 12.0)),
+        calcar_cortex_mm=float(np.clip(3.2 * scale * dense * math.exp(spread[1]), 1.0, 8.0)),
+        shell_cortex_mm=float(np.clip(1.22 * dense * math.exp(random.normal(0, 0.10)), 0.4, 2.8)),
+        trabecular_density_g_cm3=float(np.clip(0.225 * spongy, 0.04, 0.60)),
         group_contrast=float(np.clip(random.normal(0.55, 0.15), 0.15, 1.0)),
         ward_depth=float(np.clip(random.normal(0.45, 0.12) + 0.004 * old, 0.1, 0.92)),
         trochanter_fill=float(np.clip(random.normal(0.48, 0.10), 0.2, 0.8)),
