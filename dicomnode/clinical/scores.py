@@ -15,6 +15,7 @@ from enum import StrEnum
 from dicomnode.clinical.reference import Norm, ReferencePopulation
 from dicomnode.domain.measurement import Assessment, Estimate, Region
 from dicomnode.domain.radiograph import Patient, Sex
+from dicomnode.domain.reference import ReferenceCurve
 
 DIAGNOSTIC_REGIONS = (Region.TOTAL_HIP, Region.FEMORAL_NECK)
 """Regions that may be classified; the trochanter is not used for diagnosis. Source: ISCD 2023, "Hip BMD"."""
@@ -46,6 +47,16 @@ class Criteria(StrEnum):
         return {Criteria.ISCD_2023: "WHO 1994 / ISCD 2023", Criteria.JAPAN_2012: "Japan 2012 (JSBMR/JOS)"}[self]
 
 
+def class_limits_g_cm2(young_adult: Norm, criteria: Criteria) -> tuple[float, float]:
+    """Give the areal BMD from which downwards it is osteoporosis, and from which upwards normal (before rounding).
+
+    Source: WHO 1994 (T = -2.5 and -1); Soen 2013 (70 % of YAM or -2.5 SD, whichever is higher).
+    """
+    minus_2_5_sd = young_adult.mean_g_cm2 - 2.5 * young_adult.sd_g_cm2
+    osteoporosis = max(minus_2_5_sd, 0.7 * young_adult.mean_g_cm2) if criteria is Criteria.JAPAN_2012 else minus_2_5_sd
+    return osteoporosis, young_adult.mean_g_cm2 - young_adult.sd_g_cm2
+
+
 class FragilityFracture(StrEnum):
     """What is known of earlier fragility fractures; a radiograph alone does not tell."""
 
@@ -65,6 +76,23 @@ class References:
     def assess(self, region: Region, areal_bmd_g_cm2: Estimate, patient: Patient, *, on_dxa_scale: bool) -> Assessment:
         """Apply `assess` with this site's population and criteria."""
         return assess(region, areal_bmd_g_cm2, patient, self.population, self.criteria, on_dxa_scale=on_dxa_scale)
+
+    def curve(self, region: Region, patient: Patient) -> ReferenceCurve | None:
+        """Give what the chart of a report draws; None where the population does not hold for this patient."""
+        young_adult = self.population.young_adult.get(region)
+        if young_adult is None or patient.sex not in self.population.sexes:
+            return None
+        by_age = self.population.age_curve(patient.sex, region)
+        points = by_age.points if by_age and by_age.verified else ()
+        return ReferenceCurve(
+            name=self.population.title,
+            ages_years=tuple(point.age_years for point in points),
+            mean_g_cm2=tuple(point.mean_g_cm2 for point in points),
+            sd_g_cm2=tuple(point.sd_g_cm2 for point in points),
+            young_mean=young_adult.mean_g_cm2,
+            young_sd=young_adult.sd_g_cm2,
+            class_limits_g_cm2=class_limits_g_cm2(young_adult, self.criteria),
+        )
 
 
 def t_score(areal_bmd_g_cm2: float, young_adult: Norm) -> float:

@@ -9,7 +9,9 @@ from dicomnode.clinical.scores import (
     Classification,
     Criteria,
     FragilityFracture,
+    References,
     assess,
+    class_limits_g_cm2,
     classify_japan_2012,
     classify_t_score,
     classify_z_score,
@@ -205,3 +207,27 @@ def test_a_curve_is_linear_between_its_points_and_undefined_outside() -> None:
     assert curve.at(40) == Norm(0.8, 0.2)
     assert curve.at(19.9) is None
     assert curve.at(40.1) is None
+
+
+def test_the_japanese_limit_of_osteoporosis_is_the_higher_of_both() -> None:
+    narrow, wide = Norm(1.0, 0.1), Norm(1.0, 0.14)
+    assert class_limits_g_cm2(narrow, Criteria.JAPAN_2012) == pytest.approx((0.75, 0.9))
+    assert class_limits_g_cm2(wide, Criteria.JAPAN_2012) == pytest.approx((0.70, 0.86))
+    assert class_limits_g_cm2(wide, Criteria.ISCD_2023) == pytest.approx((0.65, 0.86))
+
+
+def test_the_chart_gets_the_curve_of_the_patients_sex_or_young_adults_only() -> None:
+    references = References(POPULATION)
+    man = references.curve(Region.TOTAL_HIP, MAN_OF_40)
+    woman = references.curve(Region.TOTAL_HIP, WOMAN_OF_70)
+    assert man is not None and woman is not None
+    assert (man.ages_years, woman.ages_years) == ((20, 80), ())
+    assert (woman.young_mean, woman.young_sd) == (1.0, 0.1)
+    assert references.curve(Region.TROCHANTER, WOMAN_OF_70) is None
+
+
+def test_references_read_as_assess_does() -> None:
+    references = References(POPULATION, Criteria.JAPAN_2012)
+    estimate = Estimate(0.72, 0.65, 0.79)
+    direct = assess(Region.TOTAL_HIP, estimate, WOMAN_OF_70, POPULATION, Criteria.JAPAN_2012, on_dxa_scale=False)
+    assert references.assess(Region.TOTAL_HIP, estimate, WOMAN_OF_70, on_dxa_scale=False) == direct
