@@ -72,12 +72,12 @@ class ReceiverSettings:
     """What the Storage SCP accepts, and when it refuses."""
 
     require_called_ae_title: bool = True
-    require_known_caller: bool = True
-    """False takes images from any calling AE title; only for a network that is trusted as a whole."""
+    allow_unlisted_callers: bool = False
+    """True takes images from any calling AE title; only for a network that is trusted as a whole."""
     maximum_pdu_bytes: int = within(16384, 1048576, default=262144)
-    maximum_associations: int = within(1, 256, default=32)
-    association_timeout_s: float = within(1, 600, default=30.0)
-    """Longest wait for the parts of the association's negotiation."""
+    maximum_associations: int = within(1, 256, default=16)
+    negotiation_timeout_s: float = within(1, 600, default=15.0)
+    """Longest wait for the association request after a connection."""
     network_timeout_s: float = within(1, 3600, default=60.0)
     """Longest silence within an association."""
     maximum_object_bytes: int = within(MIB, 4096 * MIB, default=256 * MIB)

@@ -83,10 +83,10 @@ def test_relative_paths_of_the_command_line_start_from_the_current_folder(
 def test_overrides_are_typed_and_the_last_one_wins(tmp_path: Path) -> None:
     settings = load_configuration(
         write(tmp_path, "[node]\nport = 104\n"),
-        ["node.port=11113", "node.port=11114", "node.ae_title=BMD", "receiver.require_known_caller=false"],
+        ["node.port=11113", "node.port=11114", "node.ae_title=BMD", "receiver.allow_unlisted_callers=true"],
     ).settings
     assert (settings.node.port, settings.node.ae_title) == (11114, "BMD")
-    assert settings.receiver.require_known_caller is False
+    assert settings.receiver.allow_unlisted_callers is True
 
 
 def test_a_text_that_looks_like_a_number_stays_a_text() -> None:
