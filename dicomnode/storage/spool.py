@@ -16,6 +16,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from io import FileIO
 from pathlib import Path
 from types import TracebackType
 
@@ -23,6 +24,9 @@ from dicomnode.errors import CannotUnderstand, OutOfResources, PermanentFailure,
 
 INCOMING, INSTANCES, CHECKPOINTS, OBJECTS = "incoming", "instances", "checkpoints", "objects"
 READ_CHUNK_BYTES = 1 << 20
+META_START_BYTES = 144
+"""Preamble, "DICM" and the element (0002,0000) with its value. Source: PS3.10 Section 7.1."""
+GROUP_LENGTH_ELEMENT = b"\x02\0\0\0UL\x04\0"
 
 FreeBytes = Callable[[Path], int]
 
@@ -94,9 +98,13 @@ class Spool:
                 f"spool disk is nearly full: {free} bytes free, watermark {self._watermark_bytes}; free space on {self.root}"
             )
 
-    def receive(self, preamble: bytes) -> "Incoming":
-        """Open a file for an object that is being received; it begins with `preamble` (preamble and file meta information)."""
-        return Incoming(self, preamble)
+    def receive(self, head: bytes) -> "Incoming":
+        """Open a file for an object that is being received; it begins with `head` (preamble and file meta information)."""
+        return Incoming(self, head)
+
+    def refuse(self, refusal: Refused) -> "Incoming":
+        """Give an incoming object that is read and thrown away, since its request is refused already."""
+        return Incoming(self, b"", refusal)
 
     def keep(self, incoming: Path, folder: str = INSTANCES) -> str:
         """Rename a synchronised file into its place, durably.
@@ -105,7 +113,7 @@ class Spool:
             Its spool path.
 
         Raises:
-            OSError: the file system refused; the incoming file is still there or gone, the kept one does not exist.
+            OSError: the file system refused; nothing was kept.
         """
         name = uuid.uuid4().hex
         path = f"{folder}/{name[:2]}/{name}{incoming.suffix}"
@@ -150,6 +158,32 @@ class Spool:
             raise PermanentFailure(f"{path} has changed in the spool: its SHA-256 is not the recorded one")
         return content
 
+    def restore(self, path: str, missing: str) -> bool:
+        """Put the file at `path` where `missing` should be, if that is missing; tell whether it was."""
+        target = self.absolute(missing)
+        if target.exists():
+            return False
+        self.absolute(path).rename(target)
+        _synchronise_folder(target.parent)
+        return True
+
+    def dataset_digest(self, path: str) -> tuple[str, int]:
+        """Read a received object again and give SHA-256 and size of its data set, which begins after the file meta information.
+
+        Raises:
+            OSError: the file cannot be read.
+            PermanentFailure: it does not begin as `Incoming` has written it.
+        """
+        digest = hashlib.sha256()
+        with self.absolute(path).open("rb") as file:
+            head = file.read(META_START_BYTES)
+            if len(head) < META_START_BYTES or head[128:132] != b"DICM" or head[132:140] != GROUP_LENGTH_ELEMENT:
+                raise PermanentFailure(f"{path} does not begin as a file of this spool: it is damaged")
+            start = file.seek(META_START_BYTES + int.from_bytes(head[140:144], "little"))
+            while chunk := file.read(READ_CHUNK_BYTES):
+                digest.update(chunk)
+            return digest.hexdigest(), file.tell() - start
+
     def discard(self, path: str) -> None:
         """Remove a file that no row refers to."""
         self.absolute(path).unlink(missing_ok=True)
@@ -176,16 +210,21 @@ class Incoming:
     object is read and thrown away.
     """
 
-    def __init__(self, spool: Spool, preamble: bytes) -> None:
+    def __init__(self, spool: Spool, head: bytes, refusal: Refused | None = None) -> None:
         self.path = spool.root / INCOMING / f"{uuid.uuid4().hex}.dcm"
         self.size_bytes = 0
         self._spool = spool
         self._digest = hashlib.sha256()
-        self._failure: Refused | None = None
+        self._failure = refusal
+        self._file: FileIO | None = None
+        if refusal is None:
+            self._open(head)
+
+    def _open(self, head: bytes) -> None:
         try:
-            spool.require_room()
+            self._spool.require_room()
             self._file = self.path.open("xb", buffering=0)
-            self._put(preamble)
+            self._put(self._file, head)
         except OutOfResources as failure:
             self._failure = failure
         except OSError as error:
@@ -194,7 +233,7 @@ class Incoming:
     def write(self, fragment: bytes) -> None:
         """Append a fragment of the encoded data set."""
         self.size_bytes += len(fragment)
-        if self._failure is not None:
+        if self._failure is not None or self._file is None:
             return
         if self.size_bytes > self._spool._max_object_bytes:
             self._failure = CannotUnderstand(
@@ -202,7 +241,7 @@ class Incoming:
             )
             return
         try:
-            self._put(fragment)
+            self._put(self._file, fragment)
             self._digest.update(fragment)
         except OSError as error:
             self._fail(error)
@@ -214,7 +253,7 @@ class Incoming:
             OutOfResources: the disk is full or failing, or was below the watermark.
             CannotUnderstand: the object is larger than the limit.
         """
-        if self._failure is None:
+        if self._failure is None and self._file is not None:
             try:
                 os.fdatasync(self._file.fileno())
             except OSError as error:
@@ -225,7 +264,7 @@ class Incoming:
 
     def close(self) -> None:
         """Close, and remove the file unless it was kept."""
-        if hasattr(self, "_file"):
+        if self._file is not None:
             self._file.close()
         self.path.unlink(missing_ok=True)
 
@@ -237,10 +276,11 @@ class Incoming:
     ) -> None:
         self.close()
 
-    def _put(self, data: bytes) -> None:
+    @staticmethod
+    def _put(file: FileIO, data: bytes) -> None:
         view = memoryview(data)
         while view:
-            view = view[self._file.write(view) :]
+            view = view[file.write(view) :]
 
     def _fail(self, error: OSError) -> None:
         self._failure = OutOfResources(f"spool {self._spool.root}: {error.strerror}")
