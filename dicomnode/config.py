@@ -22,6 +22,7 @@ SHIPPED_FOLDER = Path(__file__).resolve().parent / "conf"
 """The configuration that comes with the package; `dicomnode init` copies it."""
 NODE_FILE = "node.toml"
 AE_FILE = "ae.toml"
+LEDGER_FILE = "ledger.sqlite"
 MIB = 1024 * 1024
 
 
@@ -181,7 +182,7 @@ class Configuration:
     @property
     def database_url(self) -> str:
         """URL of the ledger."""
-        return self.settings.database.url or f"sqlite:///{self.settings.node.data_folder / 'ledger.sqlite'}"
+        return self.settings.database.url or f"sqlite:///{self.settings.node.data_folder / LEDGER_FILE}"
 
     @property
     def digest(self) -> str:
@@ -225,21 +226,27 @@ def load_application_entities(folder: Path | None) -> ApplicationEntities:
         return ApplicationEntities()
     file = folder / AE_FILE
     entities = read_record(ApplicationEntities, read_toml(file), Place(str(file)))
+    titles = [entity.ae_title for entity in entities.ae]
     for entity in entities.ae:
-        problem = _entity_problem(entity, [other.ae_title for other in entities.ae])
-        if problem:
-            raise ConfigurationError(f"{file}: ae {entity.ae_title!r}: {problem}")
+        check_entity(entity, str(file))
+        if titles.count(entity.ae_title) > 1:
+            raise ConfigurationError(f"{file}: AE {entity.ae_title!r} is listed twice; keep one entry")
     return entities
 
 
-def _entity_problem(entity: ApplicationEntity, titles: list[str]) -> str | None:
-    if titles.count(entity.ae_title) > 1:
-        return "is listed twice; keep one entry"
+def check_entity(entity: ApplicationEntity, origin: str) -> None:
+    """Check what the fields of an AE mean together.
+
+    Raises:
+        ConfigurationError: the title is none, the AE does nothing, or a destination lacks its address.
+    """
+    expected = ae_title_rule(entity.ae_title)
+    if expected is not None:
+        raise ConfigurationError(f"{origin}: AE {entity.ae_title!r}: expected {expected}")
     if not (entity.may_send or entity.receives_results):
-        return "does nothing; set may_send or receives_results to true"
+        raise ConfigurationError(f"{origin}: AE {entity.ae_title!r} does nothing; let it send, receive results, or both")
     if entity.receives_results and not (entity.host and entity.port):
-        return "receives results, so it needs host and port"
-    return None
+        raise ConfigurationError(f"{origin}: AE {entity.ae_title!r} receives results, so it needs host and port")
 
 
 def _node_file(path: Path | None) -> Path | None:

@@ -172,9 +172,9 @@ def test_application_entities_are_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("ae", "message"),
     [
-        ('[[ae]]\nae_title = "A"\n', r"ae 'A': does nothing"),
-        ('[[ae]]\nae_title = "A"\nreceives_results = true\n', r"ae 'A': receives results, so it needs host and port"),
-        ('[[ae]]\nae_title = "A"\nmay_send = true\n' * 2, r"ae 'A': is listed twice"),
+        ('[[ae]]\nae_title = "A"\n', r"AE 'A' does nothing"),
+        ('[[ae]]\nae_title = "A"\nreceives_results = true\n', r"AE 'A' receives results, so it needs host and port"),
+        ('[[ae]]\nae_title = "A"\nmay_send = true\n' * 2, r"AE 'A' is listed twice"),
         ('[[ae]]\naet = "A"\n', r"ae\.toml: ae\.1\.aet: unknown key"),
         ("[[ae]]\nmay_send = true\n", r"ae\.1\.ae_title: is missing"),
     ],
