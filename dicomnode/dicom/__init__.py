@@ -1,1 +1,10 @@
-"""DICOM data sets in and out."""
+"""Data sets in and out: reading, admission, pixels, normalising, and the objects that the node writes."""
+
+import logging
+
+from pydicom import config
+
+# pydicom quotes values that do not fit their VR in warnings and log lines, and values are patient data. What is wrong in a
+# peer's data set is judged and told by `admission` and `normalise`, without the values.
+config.settings.reading_validation_mode = config.IGNORE
+logging.getLogger("pydicom").setLevel(logging.ERROR)

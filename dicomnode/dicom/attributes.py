@@ -7,12 +7,12 @@ accessor answers with an empty value then: a header of which one attribute is da
 import math
 import re
 import struct
-import warnings
 from datetime import date
 from typing import Any
 
 from pydicom.dataset import Dataset
 from pydicom.multival import MultiValue
+from pydicom.sequence import Sequence
 
 _UNREADABLE = (
     ArithmeticError,
@@ -32,14 +32,12 @@ _AGE_UNITS_PER_YEAR = {"Y": 1.0, "M": 12.0, "W": 365.25 / 7.0, "D": 365.25}
 def values(dataset: Dataset, keyword: str) -> tuple[Any, ...]:
     """Return all values of an attribute; empty where it is absent, empty or damaged."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            value = dataset.get(keyword)
+        value = dataset.get(keyword)
     except _UNREADABLE:
         return ()
     if value is None:
         return ()
-    return tuple(value) if isinstance(value, (MultiValue, list, tuple)) else (value,)
+    return tuple(value) if isinstance(value, (MultiValue, Sequence, list, tuple)) else (value,)
 
 
 def text(dataset: Dataset, keyword: str) -> str:
