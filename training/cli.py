@@ -7,8 +7,9 @@ from typing import Annotated
 import typer
 from rich.console import Console
 from rich.table import Table
+from tqdm import tqdm
 
-from dicomnode.errors import DicomNodeError
+from dicomnode.errors import ConfigurationError, DicomNodeError
 from dicomnode.inference.bundle import SHIPPED, load_bundle
 from dicomnode.inference.predictor import Predictor
 from training.config import RunConfiguration, load_run
@@ -58,7 +59,8 @@ def evaluate_command(
     output: Annotated[Path, typer.Option(help="Where figures.json, cases.csv and plots go.")] = Path("runs/evaluation"),
 ) -> None:
     """Measure a bundle on the held-out phantoms of a run; prints agreement and draws scatter and Bland-Altman plots."""
-    run, pairs = load_run(config), load_pairs(folder / "pairs")
+    run = load_run(config)
+    pairs = _load(run, folder)
     predictor = Predictor(load_bundle(bundle))
     cases, _ = evaluate(predictor, pairs, split_subjects(run.pairs.count, run.split).test, run.seed)
     summary = summarise(cases, predictor.bundle.intervals)
@@ -81,11 +83,15 @@ def build(
 
 
 def _pairs(run: RunConfiguration, folder: Path, workers: int) -> None:
-    make_pairs(run.pairs.count, run.pairs.seed, folder / "pairs", workers=workers)
+    with tqdm(total=run.pairs.count, desc="pairs", unit="phantom") as progress:
+        make_pairs(run.pairs, folder / "pairs", progress.update, workers=workers)
 
 
 def _load(run: RunConfiguration, folder: Path) -> Pairs:
-    return load_pairs(folder / "pairs", run.pairs.count)
+    pairs = load_pairs(folder / "pairs")
+    if pairs.count < run.pairs.count:
+        raise ConfigurationError(f"{folder / 'pairs'} holds {pairs.count} of {run.pairs.count} phantoms; run `python -m training pairs`")
+    return pairs
 
 
 def _train(run: RunConfiguration, folder: Path, workers: int) -> None:

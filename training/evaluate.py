@@ -23,7 +23,7 @@ from dicomnode.inference import frame, regions
 from dicomnode.inference.plausibility import check_hip, check_region, explained, shaft_angle_deg
 from dicomnode.inference.predictor import Decomposition, Predictor
 from training.augment import METAL_G_CM2, random_radiograph
-from training.pairs import Hip, Pairs
+from training.pairs import HipPair, Pairs
 from training.statistics import Agreement, agreement
 from training.targets import MARGIN_PX
 
@@ -79,7 +79,7 @@ def evaluate(predictor: Predictor, pairs: Pairs, subjects: NDArray[np.int64], se
     return cases, readings
 
 
-def decompose_once(predictor: Predictor, hip: Hip, rng: np.random.Generator) -> Decomposition:
+def decompose_once(predictor: Predictor, hip: HipPair, rng: np.random.Generator) -> Decomposition:
     """Take one random radiograph of a hip, found as well as the locator finds it, and decompose it."""
     image = random_radiograph(hip.materials.astype(np.float32), frame.SPACING_MM, rng)
     row, column = MARGIN_PX + np.clip(np.round(rng.normal(0, _LOCATOR_ERROR_SD_MM / frame.SPACING_MM, 2)), -8, 8).astype(int)
@@ -87,7 +87,7 @@ def decompose_once(predictor: Predictor, hip: Hip, rng: np.random.Generator) -> 
     return predictor.decompose_crop(crop, np.ones(crop.shape, bool), np.eye(3))
 
 
-def _kind(hip: Hip) -> str:
+def _kind(hip: HipPair) -> str:
     if not hip.anteroposterior:
         return "wrong_view"
     return "implant" if (hip.materials[3] > METAL_G_CM2).any() else "native"
@@ -104,17 +104,17 @@ def _reading(kind: str, decomposition: Decomposition) -> HipReading:
     )
 
 
-def _cases(hip: Hip, kind: str, decomposition: Decomposition, predictor: Predictor) -> Iterator[RegionCase]:
+def _cases(hip: HipPair, kind: str, decomposition: Decomposition, predictor: Predictor) -> Iterator[RegionCase]:
     try:
         check_hip(decomposition, predictor.bundle.limits)
         refused = ""
     except NotMeasurable as error:
         refused = error.reason.value
     for region in Region:
-        truth = hip.figures.get(region)
-        if truth is None:
+        truth = hip.figures["regions"][region.value]
+        if any(truth[name] is None for name in QUANTITIES):
             continue
-        true = {f"true_{name}": getattr(truth, name) for name in QUANTITIES}
+        true = {f"true_{name}": truth[name] for name in QUANTITIES}
         reason, predicted = refused, None
         if not reason:
             try:
@@ -124,7 +124,7 @@ def _cases(hip: Hip, kind: str, decomposition: Decomposition, predictor: Predict
             except NotMeasurable as error:
                 reason = error.reason.value
         figures = asdict(predicted) if predicted is not None else {}
-        yield RegionCase(hip.subject, hip.side.value, region.value, kind, reason, **true, **figures)
+        yield RegionCase(hip.figures["index"], hip.figures["side"], region.value, kind, reason, **true, **figures)
 
 
 @dataclass(frozen=True)
@@ -172,7 +172,7 @@ def summarise(cases: Iterable[RegionCase], intervals: dict[str, dict[str, float]
 def truth_and_prediction(cases: Iterable[RegionCase], quantity: str) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Two (n,) arrays of one quantity."""
     pairs = [(getattr(case, f"true_{quantity}"), getattr(case, quantity)) for case in cases]
-    truth, prediction = np.array(pairs, np.float64).T
+    truth, prediction = np.array(pairs, np.float64).reshape(-1, 2).T
     return truth, prediction
 
 

@@ -1,0 +1,50 @@
+"""A bundle of the right form with small random networks, for tests that need no figures."""
+
+import hashlib
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+
+from dicomnode.inference import intensity
+from dicomnode.inference.bundle import CHANNELS, FORMAT, LOCATOR_CHANNELS, VERDICTS, frame_document
+from dicomnode.inference.network import HipNet, NetworkShape
+
+
+def write_tiny_bundle(folder: Path) -> Path:
+    """Write the bundle and return its folder."""
+    folder.mkdir(parents=True)
+    torch.manual_seed(0)
+    shapes = {
+        "locator": NetworkShape(2, len(LOCATOR_CHANNELS), (4, 6, 8)),
+        "decomposer": NetworkShape(2, len(CHANNELS), (4, 6, 8), len(VERDICTS)),
+    }
+    tensors = {}
+    for name, shape in shapes.items():
+        state = HipNet(shape).state_dict()
+        tensors |= {f"{name}.{key}": value.half() if value.is_floating_point() else value for key, value in state.items()}
+    weights = folder / "weights.safetensors"
+    save_file(tensors, weights)
+    document = {
+        "format": FORMAT,
+        "name": "tiny",
+        "version": "0",
+        "trained_on_simulation": True,
+        "weights_sha256": hashlib.sha256(weights.read_bytes()).hexdigest(),
+        "frame": frame_document(),
+        "intensity_transform": intensity.VERSION,
+        "networks": {name: asdict(shape) for name, shape in shapes.items()},
+        "limits": {
+            "locator_score": 0.3,
+            "verdict": 0.5,
+            "metal_cm2": 0.5,
+            "explained": 0.2,
+            "femur_area_cm2": [10.0, 150.0],
+            "shaft_angle_deg": [-20.0, 20.0],
+        },
+        "intervals": {},
+    }
+    (folder / "model.json").write_text(json.dumps(document))
+    return folder

@@ -1,0 +1,88 @@
+"""A bundle is trusted only whole: every damage ends in an error that says what to do."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from dicomnode.errors import BundleError, ConfigurationError
+from dicomnode.inference.bundle import load_bundle
+from dicomnode.inference.network import HipNet, NetworkShape
+from dicomnode.inference.predictor import Predictor, peak, sigmoid
+from tests.tiny_bundle import write_tiny_bundle
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return write_tiny_bundle(tmp_path / "bundle")
+
+
+def test_a_whole_bundle_loads_and_its_digest_names_it(folder: Path) -> None:
+    bundle = load_bundle(folder)
+    assert len(bundle.identity.digest) == 64
+    assert bundle.limits.femur_area_cm2 == (10.0, 150.0)
+
+
+def damage_json(change: Callable[[dict[str, Any]], object]) -> Callable[[Path], None]:
+    def apply(folder: Path) -> None:
+        document = json.loads((folder / "model.json").read_text())
+        change(document)
+        (folder / "model.json").write_text(json.dumps(document))
+
+    return apply
+
+
+def flip_a_byte(folder: Path) -> None:
+    path = folder / "weights.safetensors"
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (flip_a_byte, "SHA-256"),
+        (lambda folder: (folder / "model.json").write_text("{"), "no readable model bundle"),
+        (lambda folder: (folder / "weights.safetensors").unlink(), "no weights.safetensors"),
+        (damage_json(lambda document: document.pop("limits")), "lacks limits"),
+        (damage_json(lambda document: document.update(format=99)), "format 99"),
+        (damage_json(lambda document: document.update(intensity_transform="other")), "intensity_transform"),
+        (damage_json(lambda document: document["frame"].update(rows=1)), "frame"),
+        (damage_json(lambda document: document["networks"]["locator"].update(outputs=3)), "locator"),
+    ],
+)
+def test_a_damaged_bundle_is_refused_with_its_reason(folder: Path, damage: Callable[[Path], None], message: str) -> None:
+    damage(folder)
+    with pytest.raises(BundleError, match=message):
+        load_bundle(folder)
+
+
+def test_the_network_answers_at_the_input_s_size() -> None:
+    network = HipNet(NetworkShape(inputs=2, outputs=5, widths=(8, 12, 16), verdicts=1)).eval()
+    maps, verdicts = network(torch.zeros(3, 2, 64, 48))
+    assert maps.shape == (3, 5, 64, 48) and verdicts.shape == (3, 1)
+
+
+def test_asking_for_cuda_without_a_gpu_is_an_error_that_says_what_to_set(folder: Path) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a GPU")
+    with pytest.raises(ConfigurationError, match="auto"):
+        Predictor(load_bundle(folder), device="cuda")
+
+
+def test_a_peak_is_found_to_a_fraction_of_a_pixel() -> None:
+    rows, columns = np.indices((64, 64)) + 0.5
+    heat = np.exp(-((rows - 20.3) ** 2 + (columns - 40.7) ** 2) / 8).astype(np.float32)
+    column, row, score = peak(heat)
+    assert (column, row) == pytest.approx((40.7, 20.3), abs=0.1)
+    assert score > 0.9
+
+
+def test_the_logistic_function_bears_large_logits() -> None:
+    values = sigmoid(np.array([-1e4, 0.0, 1e4], np.float32))
+    assert values == pytest.approx([0, 0.5, 1])
