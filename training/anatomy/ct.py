@@ -5,13 +5,17 @@ The split is uncalibrated: good enough to draw a radiograph, not to measure a de
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import SimpleITK as sitk
+import SimpleITK
 from numpy.typing import NDArray
 from scipy import ndimage
 
 from training.anatomy.volume import Structure
+
+sitk: Any = SimpleITK
+"""SimpleITK is only partly typed: this says so once."""
 
 BODY_HU = -400.0
 """Halfway between air and fat, a little up: skin voxels of partial volume count as body."""
@@ -56,7 +60,7 @@ def read_ct(path: Path) -> CtVolume:
     return ct_from_image(image)
 
 
-def ct_from_image(image: sitk.Image) -> CtVolume:
+def ct_from_image(image: Any) -> CtVolume:
     """Convert from SimpleITK, whose sizes and points are (x, y, z), in the patient frame whatever the file's was."""
     spacing_mm, direction = np.array(image.GetSpacing()), np.array(image.GetDirection()).reshape(3, 3)
     matrix = np.eye(4)
@@ -65,7 +69,29 @@ def ct_from_image(image: sitk.Image) -> CtVolume:
     return CtVolume(np.asarray(sitk.GetArrayFromImage(image), np.float32), matrix)
 
 
-def _read_series(folder: Path) -> sitk.Image:
+def resampled(ct: CtVolume, voxel_mm: float) -> CtVolume:
+    """Interpolate to voxels of at most `voxel_mm` (cubic B-spline), where they are larger; the covered box stays within."""
+    spacing_mm = np.linalg.norm(ct.patient_from_voxel[:3, :3], axis=0)  # x, y, z
+    factors = np.maximum(1, np.ceil(spacing_mm / voxel_mm - 1e-6)).astype(int)
+    if (factors == 1).all():
+        return ct
+    image = sitk.GetImageFromArray(ct.hu)
+    size = [int((n - 1) * factor + 1) for n, factor in zip(image.GetSize(), factors, strict=True)]
+    fine = sitk.Resample(
+        image,
+        size,
+        sitk.Transform(),
+        sitk.sitkBSpline,
+        (0.0, 0.0, 0.0),
+        (1.0 / factors).tolist(),
+        np.eye(3).ravel().tolist(),
+    )
+    low, high = float(ct.hu.min()), float(ct.hu.max())  # splines overshoot at metal
+    hu = np.clip(np.asarray(sitk.GetArrayFromImage(fine), np.float32), low, high)
+    return CtVolume(hu, ct.patient_from_voxel @ np.diag([*(1.0 / factors), 1.0]))
+
+
+def _read_series(folder: Path) -> Any:
     series = sitk.ImageSeriesReader.GetGDCMSeriesIDs(str(folder))
     if len(series) != 1:
         raise ValueError(f"{folder} holds {len(series)} DICOM series, expected one: give each its own folder")
@@ -78,7 +104,7 @@ def _read_series(folder: Path) -> sitk.Image:
     return image
 
 
-def _check_even_spacing(reader: sitk.ImageSeriesReader, slices: int, folder: Path) -> None:
+def _check_even_spacing(reader: Any, slices: int, folder: Path) -> None:
     """A missing slice would squeeze the patient: SimpleITK only warns of it."""
     if slices < 2:
         raise ValueError(f"{folder} holds {slices} slice, expected a volume")
@@ -99,12 +125,14 @@ def body_mask(ct: CtVolume) -> NDArray[np.bool_]:
     dense = ct.hu > BODY_HU
     spacing_mm = np.linalg.norm(ct.patient_from_voxel[:3, :3], axis=0)[::-1]
     width = np.maximum(1, np.rint(6.0 / spacing_mm)).astype(int)  # thicker than a couch's shell, thinner than a limb
-    core = ndimage.binary_opening(dense, np.ones(tuple(width), bool))
+    core = ndimage.minimum_filter(dense, tuple(width), mode="nearest")
     pieces, count = ndimage.label(core)
     if count == 0:
-        raise ValueError(f"no patient in the volume: nothing thicker than 6 mm above {BODY_HU:g} HU; are these CT values?")
+        raise ValueError(
+            f"no patient in the volume: nothing thicker than 6 mm above {BODY_HU:g} HU; are these CT values?"
+        )
     largest = pieces == 1 + int(np.argmax(np.bincount(pieces.ravel())[1:]))
-    return np.asarray(ndimage.binary_dilation(largest, np.ones(tuple(width), bool)) & dense, np.bool_)
+    return np.asarray(ndimage.maximum_filter(largest, tuple(2 * width - 1), mode="nearest") & dense, np.bool_)
 
 
 def mass_density_g_cm3(hu: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -123,13 +151,15 @@ def mineral_g_cm3(hu: NDArray[np.float32]) -> NDArray[np.float32]:
     return np.asarray(np.where(hu >= BONE_HU, line, 0.0), np.float32)
 
 
-def material_structures(ct: CtVolume) -> tuple[Structure, ...]:
+def material_structures(ct: CtVolume, inside: NDArray[np.bool_]) -> tuple[Structure, ...]:
     """Split the patient into "soft", "adipose", "mineral" and "metal", each in g/cm3 on the grid of the CT.
 
     Outside of metal the four add up to `mass_density_g_cm3`: fat and soft tissue share it in proportion to the CT value, and
     what is not mineral in bone (collagen, water, marrow) counts as soft tissue.
+
+    Args:
+        inside: (z, y, x) the patient, see `body_mask`; everything else is left out.
     """
-    inside = body_mask(ct)
     metal = inside & (ct.hu >= METAL_HU)
     tissue = inside & ~metal
     density = np.where(tissue, mass_density_g_cm3(ct.hu), 0.0)

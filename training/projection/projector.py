@@ -56,6 +56,7 @@ def project(
     if abs(np.linalg.det(patient_from_voxel[:3, :3])) < 1e-12:
         raise ValueError("patient_from_voxel is singular: check the voxel spacing and the direction cosines")
     image = np.zeros(beam.shape, np.float32)
+    values, patient_from_voxel = _trimmed(values, patient_from_voxel)
     window = _window(values.shape, patient_from_voxel, beam)
     first_row, end_row, first_column, end_column = window
     if first_row >= end_row or first_column >= end_column:
@@ -93,6 +94,25 @@ def object_plane_pixel_area_cm2(beam: Beam, object_mm: NDArray[np.float64]) -> f
             float((normal @ (object_mm - beam.source_mm)) / (normal @ (beam.detector_origin_mm - beam.source_mm))) ** 2
         )
     return area_mm2 * CM_PER_MM**2
+
+
+def _trimmed(
+    values: NDArray[np.float32], patient_from_voxel: NDArray[np.float64]
+) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
+    """Leave out the empty margins of a volume; an empty one is left with a single voxel."""
+    rows_used = np.any(values, axis=2)
+    if not rows_used.any():
+        return values[:1, :1, :1], patient_from_voxel
+    z, y = _extent(np.any(rows_used, axis=1)), _extent(np.any(rows_used, axis=0))
+    x = _extent(np.any(values[z, y], axis=(0, 1)))
+    moved = np.eye(4)
+    moved[:3, 3] = x.start, y.start, z.start
+    return values[z, y, x], patient_from_voxel @ moved
+
+
+def _extent(used: NDArray[np.bool_]) -> slice:
+    indices = np.flatnonzero(used)
+    return slice(int(indices[0]), int(indices[-1]) + 1)
 
 
 def _window(shape: tuple[int, ...], patient_from_voxel: NDArray[np.float64], beam: Beam) -> Window:
