@@ -10,7 +10,7 @@ A folder of pairs holds shards of a fixed number of subjects: `NNNN_<array>.npy`
 import argparse
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from functools import lru_cache
@@ -107,7 +107,11 @@ def _mapped(path: Path) -> NDArray[Any]:
 
 
 def make_pairs(
-    configuration: PairsConfiguration, folder: Path, progress: Callable[[int], None] = lambda _: None, *, workers: int = 1
+    configuration: PairsConfiguration,
+    folder: Path,
+    progress: Callable[[int], None] = lambda _: None,
+    *,
+    workers: int = 1,
 ) -> None:
     """Make the pairs that are not there yet; an interrupted run goes on with the next shard.
 
@@ -202,7 +206,7 @@ def _part(path: Path) -> Path:
     return path.with_name(f"{path.name}.{os.getpid()}.part")
 
 
-def _store(target: SubjectTarget, arrays: dict[str, NDArray[Any]], place: int) -> None:
+def _store(target: SubjectTarget, arrays: Mapping[str, NDArray[Any]], place: int) -> None:
     for side, hip in enumerate(target.hips):
         arrays["materials"][place, side] = hip.materials
         arrays["targets"][place, side] = hip.targets

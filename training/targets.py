@@ -13,7 +13,16 @@ from scipy.ndimage import map_coordinates
 
 from dicomnode.domain.measurement import Region
 from dicomnode.domain.radiograph import Side
-from dicomnode.inference.frame import COLUMNS, HEAD_COLUMN, HEAD_ROW, LOCATOR_SIZE, LOCATOR_SPACING_MM, ROWS, SPACING_MM, Label
+from dicomnode.inference.frame import (
+    COLUMNS,
+    HEAD_COLUMN,
+    HEAD_ROW,
+    LOCATOR_SIZE,
+    LOCATOR_SPACING_MM,
+    ROWS,
+    SPACING_MM,
+    Label,
+)
 from training.anatomy.femur import FemurLandmarks
 from training.anatomy.phantom import NAMES, Phantom
 from training.anatomy.population import Hip, Subject
@@ -106,9 +115,7 @@ def hip_beam(field: ConeBeam, head_mm: NDArray[np.float64], side: Side) -> ConeB
     shown = field.source_mm + (head_mm - field.source_mm) * to_detector / to_head
     columns = field.column_direction if side is Side.RIGHT else -field.column_direction
     origin = (
-        shown
-        - (HEAD_ROW + MARGIN_PX) * spacing * field.row_direction
-        - (HEAD_COLUMN + MARGIN_PX) * spacing * columns
+        shown - (HEAD_ROW + MARGIN_PX) * spacing * field.row_direction - (HEAD_COLUMN + MARGIN_PX) * spacing * columns
     )
     return ConeBeam(field.source_mm, origin, columns, field.row_direction, (spacing, spacing), SHAPE)
 
@@ -147,7 +154,8 @@ def _solid(phantom: Phantom) -> list[Structure]:
 
 def _bin(image: NDArray[np.float32], factor: int) -> NDArray[np.float32]:
     planes, rows, columns = image.shape
-    return image.reshape(planes, rows // factor, factor, columns // factor, factor).mean((2, 4), dtype=np.float32)
+    blocks = image.reshape(planes, rows // factor, factor, columns // factor, factor)
+    return np.asarray(blocks.mean((2, 4)), np.float32)
 
 
 def _materials(
@@ -185,7 +193,11 @@ def _resample(image: NDArray[np.float32], image_beam: ConeBeam, beam: ConeBeam) 
     )
     pixels = detector_from_patient(points, image_beam)
     r, c = np.meshgrid(np.linspace(0, 1, rows), np.linspace(0, 1, columns), indexing="ij")
-    position = pixels[0][:, None, None] + (pixels[1] - pixels[0])[:, None, None] * r + (pixels[2] - pixels[0])[:, None, None] * c
+    position = (
+        pixels[0][:, None, None]
+        + (pixels[1] - pixels[0])[:, None, None] * r
+        + (pixels[2] - pixels[0])[:, None, None] * c
+    )
     return np.asarray(map_coordinates(image, position, order=1, mode="nearest"), np.float32)
 
 
@@ -243,7 +255,12 @@ def canonical_figures(structures: tuple[Structure, ...], points: FemurLandmarks)
     through = np.cross(lateral, up)
     columns = -lateral
     spacing = SPACING_MM
-    origin = points.head_centre - 300 * through + (HEAD_ROW + MARGIN_PX) * spacing * up + (HEAD_COLUMN + MARGIN_PX) * spacing * lateral
+    origin = (
+        points.head_centre
+        - 300 * through
+        + (HEAD_ROW + MARGIN_PX) * spacing * up
+        + (HEAD_COLUMN + MARGIN_PX) * spacing * lateral
+    )
     beam = ParallelBeam(through, origin, columns, -up, (spacing, spacing), SHAPE)
     images = project_structures(structures, beam, parallel=False)
     density, path = (images[structure.name] for structure in structures)
@@ -271,7 +288,10 @@ def _figures(phantom: Phantom, hip: Hip, beam: ConeBeam, regions: dict[str, dict
         "quality": asdict(hip.quality),
         "sdd_mm": subject.view.sdd_mm,
         "spd_mm": spd,
-        "head_offset_mm": [float(points.head_centre[0] - beam.source_mm[0]), float(points.head_centre[2] - beam.source_mm[2])],
+        "head_offset_mm": [
+            float(points.head_centre[0] - beam.source_mm[0]),
+            float(points.head_centre[2] - beam.source_mm[2]),
+        ],
         "field_px": [low_row, high_row, low_column, high_column],
         "head_in_field": low_row <= head_row <= high_row and low_column <= head_column <= high_column,
         "regions": regions,

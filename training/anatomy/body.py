@@ -11,7 +11,17 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from training.anatomy.implicit import cone, coverage, ellipse, ellipsoid, grid, noise, noise_lattice, smooth_min, smooth_step
+from training.anatomy.implicit import (
+    cone,
+    coverage,
+    ellipse,
+    ellipsoid,
+    grid,
+    noise,
+    noise_lattice,
+    smooth_min,
+    smooth_step,
+)
 
 VOXEL_MM = 4.0
 MUSCLE_G_CM3 = 1.05
@@ -67,9 +77,9 @@ def _fill(
             y = origin[1] + j * voxel
             for i in range(nx):
                 x = origin[0] + i * voxel
-                depth = half_depth + 0.5 * bulge
+                depth = (half_depth + 0.5 * bulge) * (1.0 - 0.22 * smooth_step(10.0, -80.0, z))
                 d = ellipse(x, y - behind + 0.5 * bulge, half_width * waist, depth)
-                d = -smooth_min(-d, z + 62.0, 50.0)  # the trunk ends at the perineum
+                d = -smooth_min(-d, z + 66.0, 70.0)  # the trunk ends at the perineum
                 for n in range(2):
                     t = thighs[n]
                     d = smooth_min(d, cone(x, y, z, t[0], t[1], t[2], t[3], t[4], t[5], t[6], t[7]), 22.0)
@@ -85,7 +95,10 @@ def _fill(
                 plane = math.exp(-((field / 0.22) ** 2))
                 mix = muscle_fat * (0.55 + 0.5 * slow1 + 1.3 * plane)
                 pelvic = ellipsoid(x, y - 8.0, z - 95.0 * 1.0, 72.0, 62.0, 120.0)
-                trunk = max(ellipse(x, y - behind + 0.5 * bulge, half_width * waist - skin - 18.0, depth - skin - 18.0), 60.0 - z)
+                trunk = max(
+                    ellipse(x, y - behind + 0.5 * bulge, half_width * waist - skin - 18.0, depth - skin - 18.0),
+                    60.0 - z,
+                )
                 cavity = smooth_step(4.0, -4.0, min(pelvic, trunk))
                 if cavity > 0.0:
                     lump = noise(slow, x / 18.0, y / 18.0 + 3.0, z / 18.0)
@@ -102,7 +115,12 @@ def _fill(
                 full = inside
                 for n in range(gas.shape[0]):
                     g = gas[n]
-                    full *= 1.0 - coverage(ellipsoid(x - g[0], y - g[1], z - g[2], g[3], g[4], g[5]), voxel)
+                    if abs(x - g[0]) > 1.6 * g[3] + voxel or abs(z - g[2]) > 1.6 * g[5] + voxel:
+                        continue
+                    dent = 0.3 * min(g[3], g[5]) * noise(slow, x / 9.0, y / 9.0, z / 9.0)
+                    full *= 1.0 - coverage(
+                        ellipsoid(x - g[0], y - g[1], z - g[2], g[3], g[4], g[5]) + dent, 1.4 * voxel
+                    )
                 soft[k, j, i] = 1.05 * (1.0 - mix) * full
                 adipose[k, j, i] = 0.95 * mix * full
 

@@ -16,7 +16,6 @@ from training.anatomy.implicit import (
     cone,
     coverage,
     ellipse,
-    ellipsoid,
     grid,
     noise,
     noise_lattice,
@@ -219,8 +218,8 @@ def _distance(x: float, y: float, z: float, p: NDArray[np.float64]) -> float:
     )  # fmt: skip
     crest = cone(
         x, y, z,
-        bx + 0.2 * shaft, by + 0.75 * shaft, tip - 0.9 * shaft, 0.42 * shaft,
-        bx - 1.1 * shaft, by + 0.55 * shaft, level + 0.9 * shaft, 0.42 * shaft,
+        bx + 0.2 * shaft, by + 0.75 * shaft, tip - 0.9 * shaft, 0.48 * shaft,
+        bx - 1.1 * shaft, by + 0.55 * shaft, level + 0.9 * shaft, 0.48 * shaft,
     )  # fmt: skip
     small = cone(
         x, y, z,
@@ -253,7 +252,7 @@ def _cortex_mm(x: float, y: float, z: float, p: NDArray[np.float64]) -> float:
     superior = (
         smooth_step(0.2 * head, 0.6 * head, b) * smooth_step(0.3, 0.5, a / length) * smooth_step(1.0, 0.8, a / length)
     )
-    return t * (1.0 + 0.25 * superior)
+    return float(t * (1.0 + 0.25 * superior))
 
 
 @njit(cache=True)
@@ -295,15 +294,16 @@ def _trabecular(
     # Texture: two families of streaks, along the compressive and along the tensile group.
     cx, cz = foot_h + 0.12 * head, foot_z - 0.95 * head
     norm = math.sqrt(cx * cx + cz * cz)
-    along, across = (h * cx + z * cz) / norm, (h * cz - z * cx) / norm
+    patch = noise(slow, x / 16.0, y / 16.0, z / 16.0)
+    sway = noise(slow, x / 12.0 + 9.0, y / 12.0, z / 12.0)  # the streaks are not straight
+    along, across = (h * cx + z * cz) / norm + 2.0 * patch, (h * cz - z * cx) / norm + 2.5 * sway
     family = compressive / (compressive + tensile + 0.15)
     streak = family * noise(fine, along / 7.0, across / 1.5, c / 1.8) + (1.0 - family) * noise(
-        fine, across / 7.0 + 11.0, along / 1.5, c / 1.8
+        fine, across / 7.0 + 11.0, (along + 0.5 * across) / 1.5, c / 1.8
     )
     grain = noise(fine, x / 1.3, y / 1.3, z / 1.3 + 7.0)
-    patch = noise(slow, x / 16.0, y / 16.0, z / 16.0)
-    factor = (1.0 + p[23] * patch) * (1.0 + p[24] * (0.85 * streak + 0.5 * grain))
-    return p[19] * relative * max(factor, 0.05)
+    factor = (1.0 + p[23] * patch) * (1.0 + p[24] * (0.7 * streak + 0.6 * grain))
+    return float(p[19] * relative * max(factor, 0.05))
 
 
 @njit(cache=True)

@@ -65,7 +65,11 @@ def femoral_capsules(implant: Implant, shape: FemurShape) -> NDArray[np.float64]
     if implant.kind is ImplantKind.NAIL:
         tip = points.greater_trochanter_tip + np.array([-0.2 * shaft, -0.5 * shaft, 0.0])
         return np.array(
-            [lag, _capsule(tip, 7.0 * size, base + 25 * down, 6.5 * size), _capsule(base + 25 * down, 6.3 * size, base + 190 * down, 5.2 * size)]
+            [
+                lag,
+                _capsule(tip, 7.0 * size, base + 25 * down, 6.5 * size),
+                _capsule(base + 25 * down, 6.3 * size, base + 190 * down, 5.2 * size),
+            ]
         )
     if implant.kind is ImplantKind.SLIDING_SCREW:
         side = base + across * (shaft + 5.0)
@@ -74,7 +78,8 @@ def femoral_capsules(implant: Implant, shape: FemurShape) -> NDArray[np.float64]
             for y in (-6.0, -2.0, 2.0, 6.0)
         ]
         screws = [
-            _capsule(side + np.array([0, 0, z]), 2.3, side + np.array([-2.2 * shaft - 6, 0, z]), 2.1) for z in (-45.0, -62.0, -79.0, -95.0)
+            _capsule(side + np.array([0, 0, z]), 2.3, side + np.array([-2.2 * shaft - 6, 0, z]), 2.1)
+            for z in (-45.0, -62.0, -79.0, -95.0)
         ]
         return np.array([lag, *plate, *screws])
     up = np.cross(axis, np.array([0.0, 1.0, 0.0]))
@@ -84,7 +89,9 @@ def femoral_capsules(implant: Implant, shape: FemurShape) -> NDArray[np.float64]
 
 
 @njit(cache=True)
-def _fill_capsules(fraction: NDArray[np.float32], origin: NDArray[np.float64], voxel: float, capsules: NDArray[np.float64]) -> None:
+def _fill_capsules(
+    fraction: NDArray[np.float32], origin: NDArray[np.float64], voxel: float, capsules: NDArray[np.float64]
+) -> None:
     nz, ny, nx = fraction.shape
     for n in range(capsules.shape[0]):
         c = capsules[n]
@@ -112,18 +119,23 @@ def metal_fraction(
     return fraction
 
 
-def resected(shape: FemurShape, size: tuple[int, int, int], origin_mm: NDArray[np.float64], voxel_mm: float) -> NDArray[np.bool_]:
+def resected(
+    shape: FemurShape, size: tuple[int, int, int], origin_mm: NDArray[np.float64], voxel_mm: float
+) -> NDArray[np.bool_]:
     """Return (z, y, x) True where head and neck were taken away: beyond a plane across the neck, medial of the trochanter."""
     axis = neck_axis(shape)
     z, y, x = (
-        origin_mm[2 - n] + voxel_mm * np.arange(size[n]).reshape([-1 if m == n else 1 for m in range(3)]) for n in range(3)
+        origin_mm[2 - n] + voxel_mm * np.arange(size[n]).reshape([-1 if m == n else 1 for m in range(3)])
+        for n in range(3)
     )
     along = x * axis[0] + y * axis[1] + z * axis[2]
     medial = x < shape.neck_length_mm * axis[0] - 0.1 * shape.shaft_diameter_mm
     return np.asarray((along < 0.62 * shape.neck_length_mm) & medial)
 
 
-def cup_fraction(head_radius_mm: float, side: float, voxel_mm: float = 0.9) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
+def cup_fraction(
+    head_radius_mm: float, side: float, voxel_mm: float = 0.9
+) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
     """A metal cup around the head. Returns (z, y, x) volume fraction and the grid's origin relative to the head's centre.
 
     Args:

@@ -18,7 +18,7 @@ BLOCK = 6
 
 def noise_lattice(random: np.random.Generator) -> NDArray[np.float32]:
     """Random values, standard normal after trilinear interpolation (whose mean variance is (2/3)^3 of the lattice's)."""
-    return (random.standard_normal((LATTICE, LATTICE, LATTICE)) * 1.5**1.5).astype(np.float32)
+    return np.asarray(random.standard_normal((LATTICE, LATTICE, LATTICE)) * 1.5**1.5, np.float32)
 
 
 @njit(cache=True, inline="always")
@@ -106,7 +106,7 @@ def plate(
         w = (d00 * d21 - d01 * d20) / det
         if v >= 0.0 and w >= 0.0 and v + w <= 1.0:
             rx, ry, rz = px - v * e0x - w * e1x, py - v * e0y - w * e1y, pz - v * e0z - w * e1z
-            return math.sqrt(rx * rx + ry * ry + rz * rz) - (a[3] + v * (b[3] - a[3]) + w * (c[3] - a[3]))
+            return float(math.sqrt(rx * rx + ry * ry + rz * rz) - (a[3] + v * (b[3] - a[3]) + w * (c[3] - a[3])))
     best = 1e9
     if d00 > 0.0:
         best = cone(x, y, z, a[0], a[1], a[2], a[3], b[0], b[1], b[2], b[3])
@@ -130,7 +130,7 @@ def noise(lattice: NDArray[np.float32], x: float, y: float, z: float) -> float:
     c01 = lattice[k0, j1, i0] * (1 - tx) + lattice[k0, j1, i1] * tx
     c10 = lattice[k1, j0, i0] * (1 - tx) + lattice[k1, j0, i1] * tx
     c11 = lattice[k1, j1, i0] * (1 - tx) + lattice[k1, j1, i1] * tx
-    return (c00 * (1 - ty) + c01 * ty) * (1 - tz) + (c10 * (1 - ty) + c11 * ty) * tz
+    return float((c00 * (1 - ty) + c01 * ty) * (1 - tz) + (c10 * (1 - ty) + c11 * ty) * tz)
 
 
 def grid(

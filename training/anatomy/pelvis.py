@@ -6,6 +6,7 @@ struts, blended; left and right mirror each other, each socket has its own femor
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,9 +14,7 @@ from numba import njit
 from numpy.typing import NDArray
 
 from training.anatomy.implicit import (
-    BLOCK,
     coverage,
-    ellipsoid,
     grid,
     noise,
     noise_lattice,
@@ -24,7 +23,9 @@ from training.anatomy.implicit import (
     smooth_step,
 )
 
-VOXEL_MM = 1.5
+VOXEL_MM = 1.3
+SOFTENING = 1.3
+"""Edges run over this many voxels: thin walls that are seen along their plane would show the grid otherwise."""
 BLOCK = 4
 """Voxels per edge of the blocks that are tested once before their voxels are looked at."""
 
@@ -64,8 +65,10 @@ _VERTICES = {
     "asis": (122, -58, 82, 6.5),
     "aiis": (99, -42, 38, 7.5),
     "tubercle": (129, -34, 122, 6.5),
-    "crest_top": (116, 14, 143, 5.0),
-    "crest_back": (76, 56, 134, 6.0),
+    "crest_front": (127, -8, 137, 5.5),
+    "crest_top": (114, 18, 144, 5.0),
+    "crest_mid": (98, 38, 143, 5.5),
+    "crest_back": (74, 58, 131, 6.0),
     "psis": (40, 78, 98, 8.0),
     "piis": (46, 70, 64, 8.0),
     "wing": (104, -6, 92, 3.0),
@@ -90,8 +93,9 @@ _VERTICES = {
     "ramus_low": (34, -24, -60, 5.5),
 }
 _PLATES = (
-    ("asis", "aiis", "wing"), ("asis", "tubercle", "wing"), ("tubercle", "crest_top", "wing"),
-    ("crest_top", "wing_back", "wing"), ("crest_top", "crest_back", "wing_back"), ("crest_back", "auricular", "wing_back"),
+    ("asis", "aiis", "wing"), ("asis", "tubercle", "wing"), ("tubercle", "crest_front", "wing"),
+    ("crest_front", "crest_top", "wing"), ("crest_top", "wing_back", "wing"), ("crest_top", "crest_mid", "wing_back"),
+    ("crest_mid", "crest_back", "wing_back"), ("crest_back", "auricular", "wing_back"),
     ("crest_back", "psis", "auricular"), ("psis", "piis", "auricular"), ("piis", "arcuate", "auricular"),
     ("auricular", "arcuate", "wing_back"), ("arcuate", "wing_back", "wing"), ("arcuate", "roof", "wing"),
     ("roof", "aiis", "wing"), ("roof", "roof_front", "aiis"), ("roof_front", "eminence", "aiis"),
@@ -124,7 +128,7 @@ _SACRUM_PLATES = (
 )  # fmt: skip
 
 
-def _scaled(vertices: dict[str, tuple[float, ...]], shape: PelvisShape) -> dict[str, NDArray[np.float64]]:
+def _scaled(vertices: Mapping[str, tuple[float, ...]], shape: PelvisShape) -> dict[str, NDArray[np.float64]]:
     """Vertices after scaling; the crest flares and the tuberosities spread."""
     scaled = {}
     for name, (x, y, z, radius) in vertices.items():
@@ -291,7 +295,7 @@ def _fill(
                                 mids,
                             )
                             d = min(bone, middle)
-                            inside = coverage(d, voxel)
+                            inside = coverage(d, SOFTENING * voxel)
                             if inside == 0.0:
                                 continue
                             head = p[3] if x < 0.0 else p[4]
@@ -299,7 +303,7 @@ def _fill(
                             # The weight-bearing plate of the socket (sourcil) is thicker; the sacrum's cortex thinner.
                             dome = smooth_step(7.0, 2.0, r) * smooth_step(0.15 * head, 0.75 * head, z)
                             t = cortex * (1.0 + 0.8 * dome) * (0.75 if middle < bone else 1.0)
-                            spongy = coverage(d + t, voxel)
+                            spongy = coverage(d + t, SOFTENING * voxel)
                             streak = noise(fine, x / 1.8, y / 1.8, z / 5.0)
                             patch = noise(slow, x / 22.0, y / 22.0, z / 22.0)
                             loaded = 1.0 + 0.5 * smooth_step(30.0, 0.0, r) * smooth_step(-10.0, 25.0, z)

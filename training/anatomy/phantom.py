@@ -115,12 +115,17 @@ def _pelvis_structures(subject: Subject) -> list[Structure]:
 
 
 def _bury(
-    mineral: NDArray[np.float32], volume: NDArray[np.float32], origin: NDArray[np.float64], hip_x_mm: float, radius_mm: float
+    mineral: NDArray[np.float32],
+    volume: NDArray[np.float32],
+    origin: NDArray[np.float64],
+    hip_x_mm: float,
+    radius_mm: float,
 ) -> None:
     """Ream the socket: take the bone away where the cup sits."""
     size = mineral.shape
     z, y, x = (
-        origin[2 - n] + PELVIS_VOXEL_MM * np.arange(size[n]).reshape([-1 if m == n else 1 for m in range(3)]) for n in range(3)
+        origin[2 - n] + PELVIS_VOXEL_MM * np.arange(size[n]).reshape([-1 if m == n else 1 for m in range(3)])
+        for n in range(3)
     )
     inside = (x - hip_x_mm) ** 2 + y**2 + z**2 < radius_mm**2
     mineral[inside] = 0.0
@@ -134,7 +139,7 @@ def _body_structures(subject: Subject, motions: dict[Side, NDArray[np.float64]])
         motion = motions[hip.side]
         sign = 1.0 if hip.side is Side.LEFT else -1.0
         centre, down = motion[:3, 3], -motion[:3, 2]
-        start = centre + np.array([sign * 4.0, 8.0, 0.0]) + 20.0 * down
+        start = centre + np.array([sign * 10.0, 8.0, 0.0]) + 20.0 * down
         thighs.append([*start, 0.96 * radius, *(start + THIGH_MM * down), 0.72 * radius])
         points = landmarks(hip.femur).moved(motion)
         head, base = points.head_centre, points.neck_base

@@ -23,9 +23,13 @@ def draw_phantom(phantom: Phantom, png: Path) -> None:
     target = make_targets(phantom)
     figure = Figure(figsize=(22, 13), layout="constrained")
     axes = figure.subplot_mosaic("AABC;AADE;FGHI")
-    field = simulate(field_materials(phantom, FIELD_SPACING_MM, FIELD_SHAPE), FIELD_SPACING_MM, exposure, processing, rng)
+    field = simulate(
+        field_materials(phantom, FIELD_SPACING_MM, FIELD_SHAPE), FIELD_SPACING_MM, exposure, processing, rng
+    )
     axes["A"].imshow(field, cmap="gray")
-    axes["A"].set_title(f"{subject.sex} {subject.age_years:.0f} y, BMI {subject.bmi_kg_m2:.0f}, frog leg {subject.is_frog_leg}")
+    axes["A"].set_title(
+        f"{subject.sex} {subject.age_years:.0f} y, BMI {subject.bmi_kg_m2:.0f}, frog leg {subject.is_frog_leg}"
+    )
     for hip, panels in zip(target.hips, ("BCFG", "DEHI"), strict=True):
         materials = hip.materials.astype(np.float32)
         figures = hip.figures["regions"]["total_hip"]
@@ -35,10 +39,10 @@ def draw_phantom(phantom: Phantom, png: Path) -> None:
         axes[panels[2]].imshow(hip.targets[2].astype(np.float32), cmap="gray", vmax=1.8)
         axes[panels[3]].imshow(hip.labels, cmap="tab10", vmax=9)
         areal = figures["areal_bmd_g_cm2"]
-        axes[panels[1]].set_title(f"{hip.figures['side']} total hip {areal if areal is None else round(areal, 3)} g/cm2")
+        axes[panels[1]].set_title(
+            f"{hip.figures['side']} total hip {areal if areal is None else round(areal, 3)} g/cm2"
+        )
         axes[panels[0]].set_title(f"{hip.figures['implant'] or ''}")
     for axis in axes.values():
         axis.set_axis_off()
     figure.savefig(png, dpi=60)
-
-

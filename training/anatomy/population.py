@@ -129,8 +129,8 @@ def _femur_shape(random: np.random.Generator, sex: Sex, height_cm: float) -> Fem
 
     Source: neck-shaft angle 124.7 +- 6.2 deg, version 14.5 +- 8.1 deg, offset 42.9 +- 6.8 mm: Carmona 2019,
     628 hips by CT, doi:10.1016/j.arth.2019.04.036. Women about 1.5 deg more valgus and 4 deg more anteverted: Fischer 2016, 1070
-    femora by CT (PMC4775021). Head diameters: 43 and 48 mm with an SD of 2.2-2.6 mm, after the sex differences of the forensic literature.
-    Ratios of neck and shaft to head: set by eye against projections of femora.
+    femora by CT (PMC4775021). Head diameters: 43 and 48 mm with an SD of 2.2-2.6 mm, own choice after the sex
+    differences of the forensic literature. Ratios of neck and shaft to head: set by eye against projections of femora.
     """
     female = sex is Sex.FEMALE
     tall = (height_cm - (162 if female else 175)) / 7
@@ -158,8 +158,9 @@ def _bone_quality(random: np.random.Generator, sex: Sex, age: float) -> BoneQual
     """Draw mineral, whose two parts share a quarter of their variance.
 
     Source: decline of the total hip with age like NHANES III (Looker 1998, doi:10.1007/s001980050093), trabecular
-    bone losing about twice as fast as cortical. Cortical thickness index of the shaft about 0.56-0.62 after 50 years of age: Nguyen 2018,
-    doi:10.4055/cios.2018.10.2.149. The scales were then set so that the projected total hip has about 0.83 +- 0.16 g/cm2.
+    bone losing about twice as fast as cortical. Cortical thickness index of the shaft about 0.56-0.62 after 50 years
+    of age: Nguyen 2018, doi:10.4055/cios.2018.10.2.149. The scales were then
+    set so that the projected total hip has about 0.83 +- 0.16 g/cm2.
     """
     female = sex is Sex.FEMALE
     shared = random.normal()
@@ -178,13 +179,11 @@ def _bone_quality(random: np.random.Generator, sex: Sex, age: float) -> BoneQual
         ward_depth=float(np.clip(random.normal(0.45, 0.12) + 0.004 * old, 0.1, 0.92)),
         trochanter_fill=float(np.clip(random.normal(0.48, 0.10), 0.2, 0.8)),
         patchiness=float(random.uniform(0.05, 0.22)),
-        texture=float(random.uniform(0.15, 0.55)),
+        texture=float(random.uniform(0.08, 0.40)),
     )
 
 
-def _hip(
-    random: np.random.Generator, side: Side, shape: FemurShape, quality: BoneQuality, is_frog_leg: bool
-) -> Hip:
+def _hip(random: np.random.Generator, side: Side, shape: FemurShape, quality: BoneQuality, is_frog_leg: bool) -> Hip:
     """One side: a little unlike the other in shape and mineral, with its own pose and perhaps metal."""
 
     def near(value: float, share: float) -> float:
@@ -257,9 +256,9 @@ def _pelvis_quality(random: np.random.Generator, femur: BoneQuality) -> PelvisQu
     """The pelvis loses mineral with the femur, loosely."""
     return PelvisQuality(
         cortical_density_g_cm3=femur.cortical_density_g_cm3,
-        cortex_mm=float(np.clip(femur.shell_cortex_mm * 0.85 * math.exp(random.normal(0, 0.15)), 0.5, 2.6)),
+        cortex_mm=float(np.clip(femur.shell_cortex_mm * 0.95 * math.exp(random.normal(0, 0.15)), 0.5, 2.6)),
         trabecular_density_g_cm3=float(
-            np.clip(femur.trabecular_density_g_cm3 * 0.55 * math.exp(random.normal(0, 0.2)), 0.03, 0.3)
+            np.clip(femur.trabecular_density_g_cm3 * 0.5 * math.exp(random.normal(0, 0.2)), 0.03, 0.3)
         ),
         patchiness=float(random.uniform(0.1, 0.3)),
         texture=float(random.uniform(0.15, 0.45)),
@@ -271,16 +270,17 @@ def _body_shape(random: np.random.Generator, sex: Sex, bmi: float, pelvis: Pelvi
     over = bmi - 25
     count = int(random.integers(2, 12))
     centres = random.normal([0, -25, 110], [42, 18, 45], (count, 3))
-    sizes = np.abs(random.normal(0, [11, 8, 11], (count, 3))) + 3
-    fat = (30 if sex is Sex.FEMALE else 20) * math.exp(0.055 * over + random.normal(0, 0.22))
+    sizes = (3 + np.abs(random.normal(0, 11, (count, 1)))) * random.uniform(0.6, 1.5, (count, 3))
+    fat = float(np.clip((28 if sex is Sex.FEMALE else 19) * math.exp(0.05 * over + random.normal(0, 0.22)), 6, 80))
     bladder = float(random.uniform(14, 42))
     return BodyShape(
-        half_width_mm=pelvis.half_width_mm + 92 + 4.2 * over + float(random.normal(0, 6)),
-        half_depth_mm=float(np.clip(104 + 4.0 * over + random.normal(0, 6), 78, 190)),
+        # Trochanters reach about 70 mm beyond the heads; muscle and fat lie over them.
+        half_width_mm=pelvis.half_width_mm + 82 + 0.8 * fat + 0.8 * over + float(random.normal(0, 5)),
+        half_depth_mm=float(np.clip(102 + 3.0 * over + random.normal(0, 6), 76, 175)),
         centre_depth_mm=float(10 - 0.5 * max(over, 0) + random.normal(0, 4)),
         belly_mm=float(np.clip(3.0 * over + random.normal(0, 10), -20, 70)),
-        fat_mm=float(np.clip(fat, 6, 85)),
-        thigh_radius_mm=float(np.clip(80 + 2.2 * over + random.normal(0, 4), 60, 130)),
+        fat_mm=fat,
+        thigh_radius_mm=float(np.clip(79 + 0.45 * fat + 1.5 * over + random.normal(0, 4), 66, 145)),
         muscle_fat=float(np.clip(random.normal(0.13, 0.05) + 0.004 * over, 0.02, 0.35)),
         visceral_fat=float(np.clip(random.normal(0.38, 0.12) + 0.01 * over, 0.08, 0.8)),
         bladder_mm=(1.25 * bladder, bladder, bladder),

@@ -17,6 +17,8 @@ MINIMUM_PATH_CM = 0.15
 """A pixel belongs to the bone where the ray runs through at least this much of it."""
 NECK_STRIP_MM = 10.0
 BELOW_LESSER_TROCHANTER_MM = 20.0
+NECK_HALF_HEIGHT = 0.95
+"""Of the head's radius: the neck is lower than the head, the trochanter lies beyond."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +84,7 @@ def label_regions(path_cm: NDArray[np.float32], points: ProjectedLandmarks) -> N
 
     labels = np.full(path_cm.shape, Label.INTERTROCHANTER, np.uint8)
     labels[above_axis > 0] = Label.TROCHANTER
-    labels[(beyond_junction <= strip) & (np.abs(above_axis) < points.head_radius_px)] = Label.NECK
+    labels[(beyond_junction <= strip) & (np.abs(above_axis) < NECK_HALF_HEIGHT * points.head_radius_px)] = Label.NECK
     labels[(beyond_junction < 0) & (to_head < 1.15 * points.head_radius_px)] = Label.HEAD
     labels[below_lesser > 0] = Label.SHAFT
     labels[path_cm < MINIMUM_PATH_CM] = Label.BACKGROUND
