@@ -145,10 +145,13 @@ class Ledger:
     def begin_step(self, instance_id: int, step: str, most_attempts: int) -> Instance:
         """Count the beginning of a step, durably, so that a process that dies in it is seen by its successor.
 
-        When the step was begun `most_attempts` times without an end, the instance is quarantined instead.
+        When the step was begun `most_attempts` times without an end, the instance is quarantined instead. One that is quarantined
+        or dispatched is given back as it is.
         """
         with writing(self.engine) as session:
             row = _instance(session, instance_id)
+            if row.state in (InstanceState.QUARANTINED.value, InstanceState.DISPATCHED.value):
+                return frozen(Instance, row)
             if row.step != step:
                 row.step, row.attempts = step, 0
             if row.attempts >= most_attempts:
@@ -226,7 +229,7 @@ class Ledger:
             row = _instance(session, instance_id)
             destinations = list(session.scalars(select(AeTable.ae_title).where(AeTable.receives_results)))
             if not destinations:
-                row.note = "no destination is configured; add one: dicomnode ae add ... --receives-results"
+                row.note, row.attempts = "no destination is configured; add one: dicomnode ae add", 0
                 return 0
             latest = select(func.max(ObjectTable.result_id)).where(ObjectTable.instance_id == instance_id)
             for entry in _objects(session, session.scalar(latest)):
@@ -298,7 +301,8 @@ class Ledger:
         """
         with writing(self.engine) as session:
             row = _instance(session, instance.id)
-            if (row.state, row.run) != (instance.state.value, instance.run):
+            seen = (instance.state.value, instance.run, instance.attempts, instance.next_attempt_at)
+            if (row.state, row.run, row.attempts, row.next_attempt_at) != seen:
                 return False
             row.run += as_new_run
             enqueue(session, row.id, row.run)
