@@ -20,21 +20,22 @@ class Outbox:
         self.engine = engine
         self._now = now
 
-    def destinations_due(self) -> list[str]:
-        """Name the destinations for which something is due now and unclaimed."""
+    def destinations_due(self, sender_id: str) -> list[str]:
+        """Name the destinations for which something is due now that this sender may claim."""
         with reading(self.engine) as session:
-            return list(session.scalars(select(DeliveryTable.destination).where(self._due()).distinct()))
+            return list(session.scalars(select(DeliveryTable.destination).where(self._due(sender_id)).distinct()))
 
     def claim(self, destination: str, sender_id: str, lease: timedelta, most: int) -> list[Due]:
         """Claim up to `most` due deliveries for one destination and count an attempt for each.
 
         Those with the fewest attempts come first, so that one that fails (or kills the sender) again and again stands behind
-        the others. A claim that its sender does not finish within `lease` is free for any sender.
+        the others. A claim that its sender does not finish within `lease` is free for any sender, and for the same sender at once: it
+        serves a destination in one thread, so that an older claim of its own is one that it died with.
         """
         with writing(self.engine) as session:
             rows = session.scalars(
                 select(DeliveryTable)
-                .where(DeliveryTable.destination == destination, self._due())
+                .where(DeliveryTable.destination == destination, self._due(sender_id))
                 .order_by(DeliveryTable.attempts, DeliveryTable.next_attempt_at, DeliveryTable.id)
                 .limit(most)
                 .with_for_update(skip_locked=True)
@@ -45,12 +46,13 @@ class Outbox:
             session.flush()
             return [_with_object(session, row) for row in rows]
 
-    def _due(self) -> ColumnElement[bool]:
+    def _due(self, sender_id: str) -> ColumnElement[bool]:
         now = self._now()
+        expired = DeliveryTable.claimed_until < now
         return and_(
             DeliveryTable.state == DeliveryState.PENDING.value,
             DeliveryTable.next_attempt_at <= now,
-            or_(DeliveryTable.claimed_until.is_(None), DeliveryTable.claimed_until < now),
+            or_(DeliveryTable.claimed_until.is_(None), expired, DeliveryTable.claimed_by == sender_id),
         )
 
     def delivered(self, delivery_id: int, status: int, detail: str = "") -> None:
@@ -93,17 +95,6 @@ class Outbox:
                 .where(DeliveryTable.id.in_(delivery_ids), DeliveryTable.claimed_by.is_not(None))
                 .values(claimed_by=None, claimed_until=None, attempts=DeliveryTable.attempts - 1)
             )
-
-    def release(self, sender_id: str) -> int:
-        """Free the claims of a sender that has died; called by its successor of the same id. The attempts stay counted."""
-        with writing(self.engine) as session:
-            freed = session.execute(
-                update(DeliveryTable)
-                .where(DeliveryTable.claimed_by == sender_id)
-                .values(claimed_by=None, claimed_until=None)
-                .returning(DeliveryTable.id)
-            )
-            return len(freed.all())
 
     def delivery(self, delivery_id: int) -> Delivery:
         """Read one delivery.

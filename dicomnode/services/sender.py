@@ -1,0 +1,299 @@
+"""The sender: takes due deliveries from the outbox and stores their objects at their destinations, until each is answered for.
+
+Each destination has its own thread, association and back-off, so that a dead one holds up nobody. An answer is recorded at once,
+object by object; when the process dies between the peer's answer and the record, the same object goes out again under the same
+UID, which the peer acknowledges (0x0000) or calls a duplicate (0x0111): both mean delivered.
+"""
+
+import logging
+import random
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from datetime import timedelta
+from io import BytesIO
+
+from pydicom import dcmread
+from pydicom.dataset import Dataset
+from pydicom.uid import UID, ExplicitVRLittleEndian, ImplicitVRLittleEndian
+from pynetdicom import AE, _config
+from pynetdicom.association import Association
+
+from dicomnode.dicom.reader import read_encoded
+from dicomnode.dicom.status import Outcome, classify
+from dicomnode.errors import DicomNodeError, LedgerUnavailable, PermanentFailure
+from dicomnode.logline import line
+from dicomnode.services.recheck import require_same_examination
+from dicomnode.storage.database import Clock, utc_now
+from dicomnode.storage.outbox import Outbox
+from dicomnode.storage.peers import Peers
+from dicomnode.storage.rows import Ae, Due
+from dicomnode.storage.spool import Spool
+
+LOGGER = logging.getLogger(__name__)
+
+# pynetdicom's standard handlers format a text for every PDU and message; our own lines say what matters.
+_config.LOG_HANDLER_LEVEL = "none"
+
+TRANSFER_SYNTAXES = [ExplicitVRLittleEndian, ImplicitVRLittleEndian]
+"""Proposed for every object. Every acceptor takes the second one (PS3.5 Section 10.1)."""
+
+
+@dataclass(frozen=True)
+class SenderSettings:
+    """How results are delivered."""
+
+    ae_title: str
+    """Our calling AE title."""
+    sender_id: str = "sender-1"
+    """Unique among the senders on one database, the same after a restart."""
+    first_delay_s: float = 5.0
+    longest_delay_s: float = 900.0
+    """Cap of the back-off, which doubles with each attempt."""
+    maximum_age_s: float = 72 * 3600.0
+    """After this long without success a delivery waits for a person."""
+    connection_timeout_s: float = 10.0
+    network_timeout_s: float = 30.0
+    """Longest wait for the answer to an association request or to a C-STORE."""
+    maximum_pdu_bytes: int = 131072
+    objects_per_association: int = 50
+    destinations_at_once: int = 8
+    poll_interval_s: float = 0.2
+
+    @property
+    def lease(self) -> timedelta:
+        """How long a claim holds: longer than the longest that a whole association may take."""
+        return timedelta(
+            seconds=(self.objects_per_association + 2) * self.network_timeout_s + self.connection_timeout_s
+        )
+
+
+@dataclass
+class _Destinations:
+    """Which destinations are being served, and which rest after a failure."""
+
+    busy: set[str] = field(default_factory=set)
+    resting_until_s: dict[str, float] = field(default_factory=dict)
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def occupy(self, destination: str) -> bool:
+        with self.lock:
+            if destination in self.busy or self.resting_until_s.get(destination, 0.0) > time.monotonic():
+                return False
+            self.busy.add(destination)
+            return True
+
+    def free(self, destination: str, rest_s: float) -> None:
+        with self.lock:
+            self.busy.discard(destination)
+            self.resting_until_s[destination] = time.monotonic() + rest_s
+
+
+class Sender:
+    """Delivers what is due. `serve` runs it as a program.
+
+    Args:
+        jitter: gives the share of a back-off delay that is kept, 0.5..1: many nodes must not come back all at once.
+    """
+
+    def __init__(
+        self,
+        settings: SenderSettings,
+        outbox: Outbox,
+        peers: Peers,
+        spool: Spool,
+        now: Clock = utc_now,
+        jitter: Callable[[], float] = lambda: random.uniform(0.5, 1.0),
+    ) -> None:
+        self._settings = settings
+        self._outbox = outbox
+        self._peers = peers
+        self._spool = spool
+        self._now = now
+        self._jitter = jitter
+        self._destinations = _Destinations()
+        self._stopping = threading.Event()
+
+    def run(self, stop: threading.Event) -> None:
+        """Deliver until `stop` is set; objects that are on their way then are finished, the others given back."""
+        LOGGER.info(line("sending", sender=self._settings.sender_id))
+        with ThreadPoolExecutor(self._settings.destinations_at_once, thread_name_prefix="destination") as pool:
+            while not stop.wait(self._settings.poll_interval_s):
+                for destination in self._due():
+                    if self._destinations.occupy(destination):
+                        pool.submit(self._serve, destination)
+            self._stopping.set()
+        LOGGER.info(line("stopped sending", sender=self._settings.sender_id))
+
+    def _due(self) -> list[str]:
+        try:
+            return self._outbox.destinations_due(self._settings.sender_id)
+        except LedgerUnavailable as error:
+            LOGGER.error(line("outbox cannot be read", error=str(error)))
+            return []
+
+    def _serve(self, destination: str) -> None:
+        rest_s = self._settings.first_delay_s
+        try:
+            rest_s = self.serve_destination(destination)
+        except LedgerUnavailable as error:
+            LOGGER.error(line("destination left", destination=destination, error=str(error)))
+        except Exception:
+            LOGGER.exception(line("destination left", destination=destination))
+        finally:
+            self._destinations.free(destination, rest_s)
+
+    def serve_destination(self, destination: str) -> float:
+        """Send one association's worth of due objects; give the seconds for which the destination shall rest."""
+        settings = self._settings
+        batch = self._outbox.claim(destination, settings.sender_id, settings.lease, settings.objects_per_association)
+        peer = self._peers.find(destination)
+        if peer is None or not peer.receives_results:
+            for due in batch:
+                self._hold(due, None, f"{destination} is no longer configured as a destination; dicomnode ae add")
+            return 0.0
+        sound = [(due, dataset) for due in batch if (dataset := self._checked(due)) is not None]
+        return self._associate_and_send(peer, sound) if sound else 0.0
+
+    def _checked(self, due: Due) -> Dataset | None:
+        """Read the object and compare it with its source; None (and held for a person) when it must not go out."""
+        try:
+            content = self._spool.read(due.object.spool_path, due.object.sha256)
+            made = dcmread(BytesIO(content))
+            source = read_encoded(self._spool.absolute(due.source_spool_path)).dataset
+            require_same_examination(source, made)
+            if made.SOPInstanceUID != due.object.sop_instance_uid:
+                raise PermanentFailure("the file in the spool holds another SOP Instance UID than the ledger")
+        except (DicomNodeError, FileNotFoundError) as error:
+            self._hold(due, None, str(error))
+            return None
+        return made
+
+    # -- association --------------------------------------------------------------------------------------------
+
+    def _associate_and_send(self, peer: Ae, batch: Sequence[tuple[Due, Dataset]]) -> float:
+        association = self._associate(peer, {due.object.sop_class_uid for due, _ in batch})
+        if not association.is_established:
+            reason = rejection(association, peer)
+            return min(self._fail(due, None, reason) for due, _ in batch)
+        try:
+            return self._send_all(association, batch)
+        finally:
+            if association.is_established:
+                association.release()
+
+    def _associate(self, peer: Ae, sop_class_uids: set[str]) -> Association:
+        settings = self._settings
+        entity = AE(settings.ae_title)
+        entity.maximum_pdu_size = settings.maximum_pdu_bytes
+        entity.connection_timeout = settings.connection_timeout_s
+        entity.acse_timeout = settings.network_timeout_s
+        entity.dimse_timeout = settings.network_timeout_s
+        entity.network_timeout = settings.network_timeout_s
+        for sop_class_uid in sorted(sop_class_uids):
+            entity.add_requested_context(sop_class_uid, TRANSFER_SYNTAXES)
+        return entity.associate(peer.host, peer.port or 0, ae_title=peer.ae_title)
+
+    def _send_all(self, association: Association, batch: Sequence[tuple[Due, Dataset]]) -> float:
+        """Send one object after the other. Where the association ends, the rest is given back uncounted: it was not their fault."""
+        accepted = {str(context.abstract_syntax) for context in association.accepted_contexts}
+        for position, (due, made) in enumerate(batch):
+            if self._stopping.is_set() or not association.is_established:
+                self._outbox.give_back([later.delivery.id for later, _ in batch[position:]])
+                return 0.0
+            if due.object.sop_class_uid not in accepted:
+                name = UID(due.object.sop_class_uid).name
+                self._hold(
+                    due, None, f"destination accepts no presentation context for {name}; enable it there, then retry"
+                )
+                continue
+            self._send(association, due, made)
+        return 0.0
+
+    def _send(self, association: Association, due: Due, made: Dataset) -> None:
+        try:
+            status = self._store(association, made)
+        except (ValueError, AttributeError) as error:
+            LOGGER.exception(line("object cannot be encoded", delivery=due.delivery.id))
+            self._hold(due, None, f"object cannot be encoded for the destination: {type(error).__name__}")
+            return
+        self._record(due, status)
+
+    def _store(self, association: Association, made: Dataset) -> int | None:
+        """Send one C-STORE; give the status of the answer, None where there was none."""
+        try:
+            answer = association.send_c_store(made)
+        except RuntimeError:  # the association ended between our look and the request
+            return None
+        status = answer.get("Status")
+        return int(status) if status is not None else None
+
+    # -- outcome ------------------------------------------------------------------------------------------------
+
+    def _record(self, due: Due, status: int | None) -> None:
+        if status is None:
+            self._fail(due, None, "no answer to the C-STORE: association aborted, or time-out")
+            return
+        outcome = classify(status)
+        if outcome is Outcome.DELIVERED:
+            self._outbox.delivered(due.delivery.id, status)
+            _tell(logging.INFO, "delivered", due, status, "")
+        elif outcome is Outcome.TRANSIENT:
+            self._fail(due, status, "destination is out of resources")
+        else:
+            self._hold(due, status, "destination refuses the object")
+
+    def _fail(self, due: Due, status: int | None, reason: str) -> float:
+        """Record a transient failure; give the seconds until the next attempt."""
+        delay_s = self.delay_s(due.delivery.attempts)
+        age = self._now() - due.delivery.since
+        if age.total_seconds() + delay_s > self._settings.maximum_age_s:
+            self._hold(due, status, f"not delivered for {age.total_seconds() / 3600:.1f} h; last: {reason}")
+            return delay_s
+        self._outbox.failed(due.delivery.id, status, reason, self._now() + timedelta(seconds=delay_s))
+        _tell(logging.WARNING, "delivery postponed", due, status, reason)
+        return delay_s
+
+    def delay_s(self, attempts: int) -> float:
+        """Give the delay after so many attempts: doubling, capped, with jitter."""
+        doubled = self._settings.first_delay_s * 2.0 ** min(attempts - 1, 32)
+        return min(doubled, self._settings.longest_delay_s) * self._jitter()
+
+    def _hold(self, due: Due, status: int | None, reason: str) -> None:
+        self._outbox.held(due.delivery.id, status, reason)
+        _tell(logging.ERROR, "delivery held", due, status, reason)
+
+
+def serve(settings: SenderSettings, outbox: Outbox, peers: Peers, spool: Spool, stop: threading.Event) -> None:
+    """Run the sender until `stop` is set."""
+    Sender(settings, outbox, peers, spool).run(stop)
+
+
+def rejection(association: Association, peer: Ae) -> str:
+    """Word why an association was not established."""
+    where = f"{peer.ae_title} at {peer.host}:{peer.port}"
+    if association.is_rejected:
+        answer = association.acceptor.primitive
+        return f"{where} rejected the association: {getattr(answer, 'reason_str', 'no reason given')}"
+    if association.is_aborted:
+        return f"{where} aborted the association, or accepted no presentation context"
+    return f"{where} cannot be reached"
+
+
+def _tell(level: int, event: str, due: Due, status: int | None, reason: str) -> None:
+    LOGGER.log(
+        level,
+        line(
+            event,
+            delivery=due.delivery.id,
+            job=due.object.instance_id,
+            kind=due.object.kind,
+            destination=due.delivery.destination,
+            attempt=due.delivery.attempts,
+            status=f"0x{status:04X}" if status is not None else None,
+            reason=reason or None,
+            sop_instance_uid=due.object.sop_instance_uid,
+        ),
+    )
