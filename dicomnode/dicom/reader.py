@@ -323,9 +323,7 @@ class _Walk:
         start = self.stream.tell()
         header = self._read_header(dataset)
         if header is None:
-            if not at_root:
-                raise CannotUnderstand(f"the object ends within a sequence, at byte {start}: truncated; send it again")
-            self.notes.append(f"{self.size - start} stray bytes follow the last element.")
+            self._end_of_stream(start, at_root)
             return False
         if at_root and stop(header.tag):
             self._stop_at(header, start)
@@ -335,6 +333,16 @@ class _Walk:
             return True
         self._take_value(dataset, header)
         return True
+
+    def _end_of_stream(self, start: int, at_root: bool) -> None:
+        """Tolerate a few zero bytes of padding where the next element would start."""
+        if not at_root:
+            raise CannotUnderstand(f"the object ends within a sequence, at byte {start}: truncated; send it again")
+        if any(_at(self.stream, start, self.size - start)):
+            raise CannotUnderstand(
+                f"the object ends within the head of an element, at byte {start}: truncated; send it again"
+            )
+        self.notes.append(f"{self.size - start} bytes of padding follow the last element.")
 
     def _stop_at(self, header: _Header, start: int) -> None:
         if header.tag in _PIXEL_DATA_TAGS:
