@@ -107,7 +107,9 @@ def _spoiled_geometry(rng: np.random.Generator) -> NDArray[np.float64]:
     if kind == 2:
         return _similarity(0.0, float(rng.choice([rng.uniform(0.4, 0.65), rng.uniform(1.6, 2.5)])), rng.normal(0, 8, 2))
     direction = rng.uniform(0, 2 * np.pi)
-    return _similarity(0.0, 1.0, rng.uniform(45, 90) / frame.SPACING_MM * np.array([np.cos(direction), np.sin(direction)]))
+    return _similarity(
+        0.0, 1.0, rng.uniform(45, 90) / frame.SPACING_MM * np.array([np.cos(direction), np.sin(direction)])
+    )
 
 
 def _similarity(angle: float, scale: float, shift_px: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -128,7 +130,11 @@ def _transform(
     grid = torch.from_numpy(np.stack([2 * x / (width - 1) - 1, 2 * y / (height - 1) - 1], -1).astype(np.float32))[None]
     smooth = F.grid_sample(torch.from_numpy(planes)[None], grid, padding_mode="border", align_corners=True)[0].numpy()
     nearest = F.grid_sample(
-        torch.from_numpy(labels.astype(np.float32))[None, None], grid, mode="nearest", padding_mode="zeros", align_corners=True
+        torch.from_numpy(labels.astype(np.float32))[None, None],
+        grid,
+        mode="nearest",
+        padding_mode="zeros",
+        align_corners=True,
     )
     return smooth, nearest[0, 0].numpy().astype(np.uint8)
 
@@ -203,7 +209,9 @@ def overview_example(
     rows, columns = np.meshgrid(np.arange(size) + 0.5 - centre, np.arange(size) + 0.5 - centre, indexing="ij")
     stored = linear @ np.stack([columns.ravel(), rows.ravel()]) + shift[:, None] + centre  # stored from shown
     grid = torch.from_numpy((2 * stored.T / size - 1).reshape(1, size, size, 2).astype(np.float32))
-    shown = F.grid_sample(torch.from_numpy(image)[None, None], grid, padding_mode="border", align_corners=False)[0, 0].numpy()
+    shown = F.grid_sample(torch.from_numpy(image)[None, None], grid, padding_mode="border", align_corners=False)[
+        0, 0
+    ].numpy()
     inside = ((stored > 0) & (stored < size)).all(0).reshape(size, size)
     shown, visible = _cut_overview(shown, inside, rng)
     heat = np.zeros((2, size, size), np.float32)
@@ -232,5 +240,3 @@ def _cut_overview(
     if rng.random() < 0.5:
         return image, inside & window
     return np.where(window, image, rng.choice([image.min(), image.max()])).astype(np.float32), inside & window
-
-

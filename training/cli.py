@@ -12,19 +12,27 @@ from tqdm import tqdm
 from dicomnode.errors import ConfigurationError, DicomNodeError
 from dicomnode.inference.bundle import SHIPPED, load_bundle
 from dicomnode.inference.predictor import Predictor
+from training.anatomy.population import draw_subject
 from training.config import RunConfiguration, load_run
 from training.evaluate import Summary, evaluate, summarise, write_evaluation
 from training.export import export
 from training.pairs import Pairs, load_pairs, make_pairs
+from training.projection.radiograph import Exposure
+from training.simulate_dx import DEFAULT_PROCESSING
 from training.split import split_subjects
 from training.train import train
+from training.whole import measure_whole, phantom_dx
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__, context_settings={"help_option_names": ["-h", "--help"]})
+app = typer.Typer(
+    no_args_is_help=True, add_completion=False, help=__doc__, context_settings={"help_option_names": ["-h", "--help"]}
+)
 console = Console()
 
 Config = Annotated[Path, typer.Option("--config", "-c", help="The run's TOML file.")]
 Folder = Annotated[Path, typer.Option("--folder", "-f", help="Where pairs, checkpoints and evaluation lie.")]
 Workers = Annotated[int, typer.Option("--workers", "-w", help="Processes that make or load examples.")]
+Whole = Annotated[int, typer.Option("--whole", help="How many test phantoms are measured on whole radiographs too.")]
+_WHOLE = 60
 _CONFIG = Path("conf/training/hip.toml")
 _FOLDER = Path("runs/hip")
 
@@ -46,9 +54,10 @@ def export_command(
     config: Config = _CONFIG,
     folder: Folder = _FOLDER,
     output: Annotated[Path, typer.Option(help="The bundle's folder.")] = SHIPPED,
+    whole: Whole = _WHOLE,
 ) -> None:
     """Write the bundle with its limits, intervals, measured figures and model card."""
-    _export(load_run(config), folder, output)
+    _export(load_run(config), folder, output, whole)
 
 
 @app.command(name="evaluate")
@@ -57,15 +66,33 @@ def evaluate_command(
     folder: Folder = _FOLDER,
     bundle: Annotated[Path, typer.Option(help="The bundle to evaluate.")] = SHIPPED,
     output: Annotated[Path, typer.Option(help="Where figures.json, cases.csv and plots go.")] = Path("runs/evaluation"),
+    whole: Whole = _WHOLE,
 ) -> None:
     """Measure a bundle on the held-out phantoms of a run; prints agreement and draws scatter and Bland-Altman plots."""
     run = load_run(config)
     pairs = _load(run, folder)
     predictor = Predictor(load_bundle(bundle))
-    cases, _ = evaluate(predictor, pairs, split_subjects(run.pairs.count, run.split).test, run.seed)
-    summary = summarise(cases, predictor.bundle.intervals)
+    test = split_subjects(run.pairs.count, run.split).test
+    cases, _ = evaluate(predictor, pairs, test, run.seed)
+    summary = summarise(
+        cases, predictor.bundle.intervals, measure_whole(predictor, pairs, test[:whole], run.pairs.seed, run.seed)
+    )
     write_evaluation(output, cases, summary)
     _print(summary, output)
+
+
+@app.command()
+def example(
+    output: Annotated[Path, typer.Argument(help="DICOM file to write.", metavar="OUTPUT.dcm")],
+    index: Annotated[int, typer.Option(help="Number of the phantom; take one of the test split.")],
+    config: Config = _CONFIG,
+    seed: Annotated[int, typer.Option(help="Seed of the noise.")] = 1,
+) -> None:
+    """Write one phantom's radiograph as a DX object, as a modality would send it."""
+    run = load_run(config)
+    dataset = phantom_dx(draw_subject(run.pairs.seed, index), seed, Exposure(), DEFAULT_PROCESSING)
+    dataset.save_as(output, enforce_file_format=True)
+    console.print(f"{output}: {dataset.Rows} x {dataset.Columns}, SOP Instance UID {dataset.SOPInstanceUID}")
 
 
 @app.command()
@@ -74,12 +101,13 @@ def build(
     folder: Folder = _FOLDER,
     output: Annotated[Path, typer.Option(help="The bundle's folder.")] = SHIPPED,
     workers: Workers = 2,
+    whole: Whole = _WHOLE,
 ) -> None:
     """All of it: pairs, training, export with evaluation."""
     run = load_run(config)
     _pairs(run, folder, workers)
     _train(run, folder, max(1, workers - 1))
-    _export(run, folder, output)
+    _export(run, folder, output, whole)
 
 
 def _pairs(run: RunConfiguration, folder: Path, workers: int) -> None:
@@ -90,7 +118,9 @@ def _pairs(run: RunConfiguration, folder: Path, workers: int) -> None:
 def _load(run: RunConfiguration, folder: Path) -> Pairs:
     pairs = load_pairs(folder / "pairs")
     if pairs.count < run.pairs.count:
-        raise ConfigurationError(f"{folder / 'pairs'} holds {pairs.count} of {run.pairs.count} phantoms; run `python -m training pairs`")
+        raise ConfigurationError(
+            f"{folder / 'pairs'} holds {pairs.count} of {run.pairs.count} phantoms; run `python -m training pairs`"
+        )
     return pairs
 
 
@@ -98,8 +128,10 @@ def _train(run: RunConfiguration, folder: Path, workers: int) -> None:
     train(run, _load(run, folder), split_subjects(run.pairs.count, run.split), folder, workers=workers)
 
 
-def _export(run: RunConfiguration, folder: Path, output: Path) -> None:
-    summary = export(run, _load(run, folder), split_subjects(run.pairs.count, run.split), folder, output)
+def _export(run: RunConfiguration, folder: Path, output: Path, whole: int) -> None:
+    summary = export(
+        run, _load(run, folder), split_subjects(run.pairs.count, run.split), folder, output, whole_count=whole
+    )
     _print(summary, output / "evaluation")
 
 
@@ -110,12 +142,27 @@ def _print(summary: Summary, folder: Path) -> None:
     for region, quantities in summary.agreement.items():
         for name, a in quantities.items():
             table.add_row(
-                region, name, str(a.n), f"{a.pearson_r:.3f}", f"{a.icc:.3f}", f"{a.slope:.3f}", f"{a.rmse:.4g}", f"{a.bias:+.3g}"
+                region,
+                name,
+                str(a.n),
+                f"{a.pearson_r:.3f}",
+                f"{a.icc:.3f}",
+                f"{a.slope:.3f}",
+                f"{a.rmse:.4g}",
+                f"{a.bias:+.3g}",
             )
     console.print(table)
     console.print("90 % intervals cover: " + ", ".join(f"{k} {100 * v:.1f} %" for k, v in summary.coverage.items()))
     for kind, counts in summary.refusals.items():
         console.print(f"{kind}: " + ", ".join(f"{n} {reason}" for reason, n in sorted(counts.items())))
+    if summary.whole:
+        console.print("Whole radiographs, from locator to figure:")
+        for kind, counts in summary.whole["refusals"].items():
+            console.print(f"  {kind}: " + ", ".join(f"{n} {reason}" for reason, n in sorted(counts.items())))
+        if (figures := summary.whole["total_hip_areal_bmd_g_cm2"]) is not None:
+            console.print(
+                f"  total hip areal BMD: n {figures['n']}, r {figures['pearson_r']:.3f}, RMSE {figures['rmse']:.4f} g/cm2"
+            )
     console.print(f"Plots and tables: {folder}")
 
 

@@ -26,6 +26,7 @@ from training.augment import METAL_G_CM2, random_radiograph
 from training.pairs import HipPair, Pairs
 from training.statistics import Agreement, agreement
 from training.targets import MARGIN_PX
+from training.whole import WholeCase
 
 QUANTITIES = ("areal_bmd_g_cm2", "bmc_g", "area_cm2", "volumetric_bmd_mg_cm3")
 _LOCATOR_ERROR_SD_MM = 2.0
@@ -66,7 +67,9 @@ class HipReading:
     shaft_angle_deg: float | None
 
 
-def evaluate(predictor: Predictor, pairs: Pairs, subjects: NDArray[np.int64], seed: int) -> tuple[list[RegionCase], list[HipReading]]:
+def evaluate(
+    predictor: Predictor, pairs: Pairs, subjects: NDArray[np.int64], seed: int
+) -> tuple[list[RegionCase], list[HipReading]]:
     """Measure every hip of the given subjects on one random radiograph each."""
     cases: list[RegionCase] = []
     readings: list[HipReading] = []
@@ -82,7 +85,9 @@ def evaluate(predictor: Predictor, pairs: Pairs, subjects: NDArray[np.int64], se
 def decompose_once(predictor: Predictor, hip: HipPair, rng: np.random.Generator) -> Decomposition:
     """Take one random radiograph of a hip, found as well as the locator finds it, and decompose it."""
     image = random_radiograph(hip.materials.astype(np.float32), frame.SPACING_MM, rng)
-    row, column = MARGIN_PX + np.clip(np.round(rng.normal(0, _LOCATOR_ERROR_SD_MM / frame.SPACING_MM, 2)), -8, 8).astype(int)
+    row, column = MARGIN_PX + np.clip(
+        np.round(rng.normal(0, _LOCATOR_ERROR_SD_MM / frame.SPACING_MM, 2)), -8, 8
+    ).astype(int)
     crop = image[row : row + frame.ROWS, column : column + frame.COLUMNS]
     return predictor.decompose_crop(crop, np.ones(crop.shape, bool), np.eye(3))
 
@@ -137,6 +142,8 @@ class Summary:
     """region -> share of true areal BMD inside the 90 % interval."""
     refusals: dict[str, dict[str, int]]
     """kind -> reason ("measured" for none) -> hips, judged by the total hip."""
+    whole: dict[str, Any]
+    """The same on whole radiographs: refusals by kind, and agreement of the total hip's areal BMD; empty if not asked for."""
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
@@ -145,16 +152,21 @@ class Summary:
             "agreement": {r: {q: a.as_dict() for q, a in table.items()} for r, table in self.agreement.items()},
             "interval_coverage": self.coverage,
             "refusals": self.refusals,
+            "whole_radiographs": self.whole,
         }
 
 
-def summarise(cases: Iterable[RegionCase], intervals: dict[str, dict[str, float]]) -> Summary:
+def summarise(
+    cases: Iterable[RegionCase], intervals: dict[str, dict[str, float]], whole_cases: Iterable[WholeCase] = ()
+) -> Summary:
     """Condense cases into agreement, interval coverage and refusals."""
     cases = list(cases)
     table: dict[str, dict[str, Agreement]] = {}
     coverage: dict[str, float] = {}
     for region in Region:
-        measured = [case for case in cases if case.region == region.value and case.kind == "native" and not case.refused]
+        measured = [
+            case for case in cases if case.region == region.value and case.kind == "native" and not case.refused
+        ]
         if len(measured) < 3:
             continue
         table[region.value] = {name: agreement(*truth_and_prediction(measured, name)) for name in QUANTITIES}
@@ -166,10 +178,27 @@ def summarise(cases: Iterable[RegionCase], intervals: dict[str, dict[str, float]
     for case in cases:
         if case.region == Region.TOTAL_HIP.value:
             refusals.setdefault(case.kind, Counter())[case.refused or "measured"] += 1
-    return Summary(table, coverage, {kind: dict(counts) for kind, counts in refusals.items()})
+    plain = {kind: dict(counts) for kind, counts in refusals.items()}
+    return Summary(table, coverage, plain, _summarise_whole(list(whole_cases)))
 
 
-def truth_and_prediction(cases: Iterable[RegionCase], quantity: str) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def _summarise_whole(cases: list[WholeCase]) -> dict[str, Any]:
+    if not cases:
+        return {}
+    outcomes: dict[str, Counter[str]] = {}
+    for case in cases:
+        outcomes.setdefault(case.kind, Counter())[case.outcome] += 1
+    measured = [case for case in cases if case.kind == "native" and case.areal_bmd_g_cm2 is not None]
+    truth, prediction = truth_and_prediction(measured, "areal_bmd_g_cm2")
+    return {
+        "refusals": {kind: dict(counts) for kind, counts in outcomes.items()},
+        "total_hip_areal_bmd_g_cm2": agreement(truth, prediction).as_dict() if len(measured) >= 3 else None,
+    }
+
+
+def truth_and_prediction(
+    cases: Iterable[RegionCase | WholeCase], quantity: str
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Two (n,) arrays of one quantity."""
     pairs = [(getattr(case, f"true_{quantity}"), getattr(case, quantity)) for case in cases]
     truth, prediction = np.array(pairs, np.float64).reshape(-1, 2).T
@@ -196,7 +225,9 @@ def _plot(path: Path, cases: list[RegionCase], summary: Summary, draw: Any) -> N
     for axes, region in zip(figure.subplots(1, len(shown)), shown, strict=True):
         if region.value in summary.agreement:
             own = [case for case in cases if case.region == region.value]
-            draw(axes, *truth_and_prediction(own, "areal_bmd_g_cm2"), summary.agreement[region.value]["areal_bmd_g_cm2"])
+            draw(
+                axes, *truth_and_prediction(own, "areal_bmd_g_cm2"), summary.agreement[region.value]["areal_bmd_g_cm2"]
+            )
         axes.set_title(region.value.replace("_", " "))
         axes.grid(alpha=0.25)
     figure.suptitle(f"Areal BMD on {_SIMULATED}", fontsize=10)
@@ -212,7 +243,9 @@ def _draw_scatter(axes: Any, truth: NDArray[np.float64], prediction: NDArray[np.
     axes.text(0.04, 0.96, text, transform=axes.transAxes, va="top")
 
 
-def _draw_bland_altman(axes: Any, truth: NDArray[np.float64], prediction: NDArray[np.float64], figures: Agreement) -> None:
+def _draw_bland_altman(
+    axes: Any, truth: NDArray[np.float64], prediction: NDArray[np.float64], figures: Agreement
+) -> None:
     axes.scatter((truth + prediction) / 2, prediction - truth, s=9, alpha=0.6)
     axes.axhline(figures.bias, color="C1")
     for limit in figures.limits_of_agreement:

@@ -40,6 +40,7 @@ from training.pairs import Pairs
 from training.split import Split
 from training.statistics import conformal_half_width
 from training.train import decomposer_shape, locator_shape
+from training.whole import measure_whole
 
 _OPEN = Limits(
     locator_score=0.0,
@@ -55,11 +56,14 @@ _LEAST_VERDICT = 0.5
 _LEAST_METAL_CM2 = 0.5
 
 
-def export(run: RunConfiguration, pairs: Pairs, split: Split, weights: Path, folder: Path) -> Summary:
+def export(
+    run: RunConfiguration, pairs: Pairs, split: Split, weights: Path, folder: Path, *, whole_count: int
+) -> Summary:
     """Write the bundle, measure it, and write what was measured into it.
 
     Args:
         weights: folder with `decomposer.pt` and `locator.pt` from `train`.
+        whole_count: how many of the test phantoms are measured on whole radiographs too.
         folder: the bundle's folder; gets `weights.safetensors`, `model.json`, `MODEL_CARD.md` and `evaluation/`.
     """
     folder.mkdir(parents=True, exist_ok=True)
@@ -70,8 +74,10 @@ def export(run: RunConfiguration, pairs: Pairs, split: Split, weights: Path, fol
     limits = find_limits(readings)
     intervals = find_intervals(open_cases)
     _write(folder, document, limits, intervals, {})
-    cases, _ = evaluate(Predictor(load_bundle(folder)), pairs, split.test, run.seed)
-    summary = summarise(cases, intervals)
+    predictor = Predictor(load_bundle(folder))
+    cases, _ = evaluate(predictor, pairs, split.test, run.seed)
+    whole = measure_whole(predictor, pairs, split.test[:whole_count], run.pairs.seed, run.seed)
+    summary = summarise(cases, intervals, whole)
     write_evaluation(folder / "evaluation", cases, summary)
     _write(folder, document, limits, intervals, summary.as_dict())
     (folder / "MODEL_CARD.md").write_text(model_card(json.loads((folder / "model.json").read_text())), encoding="utf-8")
@@ -91,7 +97,10 @@ def find_limits(readings: list[HipReading]) -> Limits:
         explained=round(0.8 * float(np.quantile([reading.explained for reading in native], 0.005)), 3),
         # A short field shows a third of the femur and is still measured at the neck.
         femur_area_cm2=(round(0.3 * areas.min(), 1), round(1.2 * areas.max(), 1)),
-        shaft_angle_deg=(round(float(np.quantile(angles, 0.002)) - 4, 1), round(float(np.quantile(angles, 0.998)) + 4, 1)),
+        shaft_angle_deg=(
+            round(float(np.quantile(angles, 0.002)) - 4, 1),
+            round(float(np.quantile(angles, 0.998)) + 4, 1),
+        ),
     )
 
 
@@ -147,7 +156,11 @@ def _document(run: RunConfiguration, split: Split, digest: str) -> dict[str, Any
 
 
 def _write(
-    folder: Path, document: dict[str, Any], limits: Limits, intervals: dict[str, dict[str, float]], figures: dict[str, Any]
+    folder: Path,
+    document: dict[str, Any],
+    limits: Limits,
+    intervals: dict[str, dict[str, float]],
+    figures: dict[str, Any],
 ) -> None:
     whole = {**document, "limits": asdict(limits), "intervals": intervals, "figures": figures}
     (folder / "model.json").write_text(json.dumps(whole, indent=1) + "\n", encoding="utf-8")

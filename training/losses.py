@@ -29,12 +29,12 @@ class HipBatch:
 def decomposition_loss(channels: Tensor, verdicts: Tensor, batch: HipBatch) -> dict[str, Tensor]:
     """Every term by name, each already weighted; the loss is their sum.
 
-    Maps are learned from AP hips only, and only where the radiograph shows anatomy.
+    Maps are learned from AP hips only, and only where the radiograph shows anatomy and no metal hides it.
     """
     maps, logits = channels[:, :4], channels[:, 4:10]
     metal, field = channels[:, 10], channels[:, 11]
     good = batch.verdict[:, None, None]
-    weight = batch.field * good  # (b, h, w)
+    weight = batch.field * good * (1 - batch.metal)  # (b, h, w)
     labels = torch.where(weight > 0, batch.labels, -100)
     return {
         "maps": 4.0 * map_loss(maps, batch.maps, weight),

@@ -13,7 +13,7 @@ _QUANTITIES = {
 def model_card(document: dict[str, Any]) -> str:
     """Render the card (Mitchell et al. 2019, doi:10.1145/3287560.3287596, shortened to what applies)."""
     provenance, figures = document["provenance"], document["figures"]
-    run = provenance["run"]
+    run, split = provenance["run"], {part: f"{ends[0]}-{ends[1]}" for part, ends in provenance["split"].items()}
     return f"""# Model card: {document["name"]} {document["version"]}
 
 **Trained and evaluated on simulated radiographs of phantoms only. No figure below says anything about patients.
@@ -34,8 +34,8 @@ Bone density is mineral mass over area, as projected in the pose of the radiogra
 Research and development of the node that it ships with: adult anteroposterior radiographs of hip or pelvis.
 
 ## Data
-{provenance["data"]}: {run["pairs"]["count"]} phantoms (seed {run["pairs"]["seed"]}), two hips each, split by phantom into training
-{_span(provenance["split"]["training"])}, validation {_span(provenance["split"]["validation"])}, test {_span(provenance["split"]["test"])}.
+{provenance["data"]}: {run["pairs"]["count"]} phantoms (seed {run["pairs"]["seed"]}), two hips each, split by phantom into
+training {split["training"]}, validation {split["validation"]}, test {split["test"]}.
 Tube voltage, filtration, detector, dose, scatter and the vendor's processing are drawn anew for each example.
 
 ## Figures on held-out phantoms ({figures["data"]})
@@ -49,19 +49,24 @@ What became of each kind of hip, judged by the total hip:
 |---|---|
 {_rows((kind, ", ".join(f"{n} {reason}" for reason, n in sorted(counts.items()))) for kind, counts in figures["refusals"].items())}
 
+{_whole(figures["whole_radiographs"])}
 ## Known limits
 - Phantoms are simpler than people: no osteoarthritis, no fracture, no calcification, no clothing.
 - Pose changes the projected density; the density of the canonical pose is not estimated yet.
 - Positions and densities of muscles are not decomposed.
 
 ## How it was made
-`python -m training build` with seed {run["seed"]}; commit {provenance["commit"]}, torch {provenance["torch"]}, numpy {provenance["numpy"]},
-Python {provenance["python"]}. Weights SHA-256 `{document["weights_sha256"]}`.
+`python -m training build` with seed {run["seed"]}; commit {provenance["commit"]}, torch {provenance["torch"]},
+numpy {provenance["numpy"]}, Python {provenance["python"]}. Weights SHA-256 `{document["weights_sha256"]}`.
 """
 
 
 def _agreement(figures: dict[str, Any]) -> str:
-    head = "| region | quantity | n | Pearson r | ICC(2,1) | slope | SEE | RMSE | MAE | bias | limits of agreement |\n" + "|---" * 11 + "|"
+    head = (
+        "| region | quantity | n | Pearson r | ICC(2,1) | slope | SEE | RMSE | MAE | bias | limits of agreement |\n"
+        + "|---" * 11
+        + "|"
+    )
     lines = [
         f"| {region.replace('_', ' ')} | {_QUANTITIES[name]} | {a['n']} | {a['pearson_r']:.3f} | {a['icc']:.3f} | {a['slope']:.3f} "
         f"| {a['see']:.3g} | {a['rmse']:.3g} | {a['mae']:.3g} | {a['bias']:+.2g} | {a['limits_of_agreement'][0]:.3g} to "
@@ -72,13 +77,28 @@ def _agreement(figures: dict[str, Any]) -> str:
     return "\n".join([head, *lines])
 
 
+def _whole(whole: dict[str, Any]) -> str:
+    if not whole:
+        return ""
+    lines = [
+        "On whole radiographs, from locator to figure, judged by the total hip:",
+        "",
+        "| kind | hips by outcome |",
+        "|---|---|",
+    ]
+    for kind, counts in whole["refusals"].items():
+        lines.append(f"| {kind} | {', '.join(f'{n} {reason}' for reason, n in sorted(counts.items()))} |")
+    if (a := whole["total_hip_areal_bmd_g_cm2"]) is not None:
+        errors = f"RMSE {a['rmse']:.3f} g/cm², bias {a['bias']:+.3f}"
+        lines += ["", f"Areal BMD of the total hip there: n {a['n']}, r {a['pearson_r']:.3f}, {errors}."]
+    return "\n".join([*lines, ""])
+
+
 def _coverage(figures: dict[str, Any]) -> str:
-    return ", ".join(f"{region.replace('_', ' ')} {100 * share:.1f} %" for region, share in figures["interval_coverage"].items())
+    return ", ".join(
+        f"{region.replace('_', ' ')} {100 * share:.1f} %" for region, share in figures["interval_coverage"].items()
+    )
 
 
 def _rows(pairs: Any) -> str:
     return "\n".join(f"| {first} | {second} |" for first, second in pairs)
-
-
-def _span(ends: list[int]) -> str:
-    return f"{ends[0]}-{ends[1]}"

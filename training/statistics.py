@@ -81,5 +81,8 @@ def conformal_half_width(errors: Values, coverage: float = 0.9) -> float:
     n = errors.size
     rank = int(np.ceil((n + 1) * coverage))
     if rank > n:
-        raise ValueError(f"{n} calibration cases are too few for a coverage of {coverage}; at least {int(np.ceil(coverage / (1 - coverage)))} are needed")
+        needed = int(np.ceil(coverage / (1 - coverage)))
+        raise ValueError(
+            f"{n} calibration cases are too few for a coverage of {coverage}; at least {needed} are needed"
+        )
     return float(np.sort(np.abs(errors))[rank - 1])

@@ -10,12 +10,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from dicomnode.inference.bundle import CHANNELS, LOCATOR_CHANNELS, VERDICTS
-from dicomnode.inference.network import HipNet, NetworkShape
+from dicomnode.inference.network import HipNet, NetworkShape, ResidualBlock
 from training.augment import HipExample, OverviewExample, hip_example, overview_example
 from training.config import NetworkConfiguration, RunConfiguration
 from training.losses import HipBatch, decomposition_loss, heat_loss
@@ -47,9 +48,20 @@ def train(run: RunConfiguration, pairs: Pairs, split: Split, folder: Path, *, wo
     """
     folder.mkdir(parents=True, exist_ok=True)
     hips = HipExamples(pairs, pairs.hips_of(split.training), run.seed)
-    _fit("decomposer", HipNet(decomposer_shape(run.decomposer)), _hip_loss, hips, run.decomposer, run.seed, folder, workers)
+    _fit(
+        "decomposer",
+        HipNet(decomposer_shape(run.decomposer)),
+        _hip_loss,
+        hips,
+        run.decomposer,
+        run.seed,
+        folder,
+        workers,
+    )
     overviews = OverviewExamples(pairs, split.training, run.seed)
-    _fit("locator", HipNet(locator_shape(run.locator)), _overview_loss, overviews, run.locator, run.seed, folder, workers)
+    _fit(
+        "locator", HipNet(locator_shape(run.locator)), _overview_loss, overviews, run.locator, run.seed, folder, workers
+    )
 
 
 class HipExamples(Dataset[dict[str, Any]]):
@@ -61,7 +73,7 @@ class HipExamples(Dataset[dict[str, Any]]):
     def __getitem__(self, number: int) -> dict[str, Any]:
         rng = np.random.default_rng((self.seed, 1, number))
         hip = self.pairs.hip(int(self.hips[rng.integers(len(self.hips))]))
-        return _fields(hip_example(hip.materials, hip.targets, hip.labels, hip.anteroposterior, rng))
+        return _fields(hip_example(_single(hip.materials), _single(hip.targets), hip.labels, hip.anteroposterior, rng))
 
 
 class OverviewExamples(Dataset[dict[str, Any]]):
@@ -73,7 +85,11 @@ class OverviewExamples(Dataset[dict[str, Any]]):
     def __getitem__(self, number: int) -> dict[str, Any]:
         rng = np.random.default_rng((self.seed, 2, number))
         overview = self.pairs.overview(int(self.subjects[rng.integers(len(self.subjects))]))
-        return _fields(overview_example(overview.materials, overview.heads_px, rng))
+        return _fields(overview_example(_single(overview.materials), overview.heads_px, rng))
+
+
+def _single(stored: NDArray[np.float16]) -> NDArray[np.float32]:
+    return stored.astype(np.float32)
 
 
 def _fields(example: HipExample | OverviewExample) -> dict[str, Any]:
@@ -109,13 +125,14 @@ def _fit(
     torch.manual_seed(seed)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     network = _initialised(network).to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    optimizer = torch.optim.AdamW(network.parameters(), configuration.learning_rate, weight_decay=configuration.weight_decay)
+    optimizer = torch.optim.AdamW(
+        network.parameters(), configuration.learning_rate, weight_decay=configuration.weight_decay
+    )
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, configuration.learning_rate, total_steps=configuration.steps + 1, pct_start=0.1
     )
-    average = torch.optim.swa_utils.AveragedModel(
-        network, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(configuration.ema), use_buffers=True
-    )
+    average_fn = torch.optim.swa_utils.get_ema_multi_avg_fn(configuration.ema)  # type: ignore[no-untyped-call]
+    average = torch.optim.swa_utils.AveragedModel(network, multi_avg_fn=average_fn, use_buffers=True)
     checkpoint = folder / f"{name}.checkpoint.pt"
     parts = {"network": network, "optimizer": optimizer, "schedule": schedule, "average": average}
     first = _resume(checkpoint, parts, device)
@@ -148,7 +165,11 @@ def _fit(
                 progress.set_postfix({key: f"{value:.3f}" for key, value in smooth.items()}, refresh=False)
             if (step + 1) % _SAVE_EVERY_STEPS == 0:
                 _save(checkpoint, parts, step + 1)
-                print(json.dumps({"network": name, "step": step + 1, "time": time.time(), **smooth}), file=record, flush=True)
+                print(
+                    json.dumps({"network": name, "step": step + 1, "time": time.time(), **smooth}),
+                    file=record,
+                    flush=True,
+                )
     torch.save(average.module.state_dict(), done)
     checkpoint.unlink(missing_ok=True)
 
@@ -156,7 +177,7 @@ def _fit(
 def _initialised(network: HipNet) -> HipNet:
     # Each residual block starts as its shortcut: deep stacks learn faster (arXiv 1706.02677, section 5.1).
     for module in network.modules():
-        if hasattr(module, "norm_2"):
+        if isinstance(module, ResidualBlock):
             nn.init.zeros_(module.norm_2.weight)
     return network
 
