@@ -40,7 +40,7 @@ CURVE = ReferenceCurve(
     young_mean=0.942,
     young_sd=0.122,
 )
-YOUNG_ADULTS_ONLY = ReferenceCurve("Invented young adults", young_mean=0.942, young_sd=0.122)
+YOUNG_ADULTS_ONLY = ReferenceCurve("Invented young adults, femoral neck", young_mean=0.858, young_sd=0.120)
 REGION_LABELS = {
     Region.TOTAL_HIP: (frame.Label.NECK, frame.Label.TROCHANTER, frame.Label.INTERTROCHANTER),
     Region.FEMORAL_NECK: (frame.Label.NECK,),
@@ -86,7 +86,7 @@ def draw_femur(mineral: float = 1.0) -> Femur:
     outer = np.max([_capsule_path_cm(*rod) for rod in rods], axis=0)
     inner = np.max([_capsule_path_cm(a, b, (r - 3.5, s - 3.5)) for a, b, (r, s) in rods], axis=0)
     medulla = _capsule_path_cm((68.0, 185.0), knee, (13.0, 10.0))
-    density = mineral * gaussian_filter(0.62 * (outer - inner) + 0.155 * (inner - medulla) + 0.02 * medulla, 0.8)
+    density = mineral * gaussian_filter(0.78 * (outer - inner) + 0.185 * (inner - medulla) + 0.02 * medulla, 0.8)
     density[outer < 0.1] = 0
     return Femur(density.astype(np.float32), outer.astype(np.float32), _labels(outer > 0.1))
 
@@ -161,12 +161,23 @@ def measure_region(region: Region, femur: Femur, image_from_frame_: NDArray[np.f
     )
 
 
+def _frame_of_radiograph(image_from_frame_: NDArray[np.float64]) -> NDArray[np.float32]:
+    """Resample the drawn radiograph into the frame, at about the contrast that a network sees."""
+    columns, rows = np.meshgrid(np.arange(frame.COLUMNS) + 0.5, np.arange(frame.ROWS) + 0.5)
+    at = [
+        image_from_frame_[i, 0] * columns + image_from_frame_[i, 1] * rows + image_from_frame_[i, 2] - 0.5
+        for i in (1, 0)
+    ]
+    crop = map_coordinates(radiograph(), at, order=1, mode="nearest")
+    return ((crop - crop.mean()) / crop.std()).astype(np.float32)
+
+
 @cache
 def measured_hip(side: Side, mineral: float = 1.0) -> HipMeasurement:
     """A hip all of whose regions have figures."""
     femur, placed = draw_femur(mineral), image_from_frame(side)
     maps = HipMaps(
-        radiograph=(femur.density_g_cm2 - 0.6).astype(np.float32),
+        radiograph=_frame_of_radiograph(placed),
         areal_density_g_cm2=femur.density_g_cm2,
         path_length_cm=femur.path_cm,
         pelvis_g_cm2=np.zeros_like(femur.density_g_cm2),

@@ -25,3 +25,8 @@ class Equipment:
     def uid(self) -> str:
         """Device Observer UID of this installation."""
         return device_uid(self.manufacturer, self.model_name, self.serial_number, self.station_name)
+
+    @property
+    def implementation_version_name(self) -> str:
+        """Implementation Version Name (0002,0013), at most 16 characters. Source: PS3.7 D.3.3.2."""
+        return f"DICOMNODE_{self.software_version}"[:16]

@@ -167,7 +167,7 @@ def _general_equipment(report: Dataset, equipment: Equipment) -> None:
         if value:
             setattr(report, keyword, value)
     report.file_meta.ImplementationClassUID = UID(IMPLEMENTATION_CLASS_UID)
-    report.file_meta.ImplementationVersionName = f"DICOMNODE_{equipment.software_version}"[:16]
+    report.file_meta.ImplementationVersionName = equipment.implementation_version_name
 
 
 def _author(report: Dataset, equipment: Equipment, settings: ReportSettings) -> None:

@@ -55,9 +55,7 @@ class Wording:
     young_adult_mean: str
     class_bands: tuple[str, str, str]
     """Normal, low bone mass, osteoporosis, as the chart names its bands."""
-    radiograph: str
     decomposed_bone: str
-    density_axis: str
     no_reference: str
     criteria: str
     model: str
@@ -113,11 +111,11 @@ _ENGLISH = Wording(
     ),
     classification=MappingProxyType(
         {
-            "normal": "Normal range",
-            "low_bone_mass": "Low bone mass range",
-            "osteoporosis": "Osteoporosis range",
-            "within_expected_range_for_age": "Within expected range",
-            "below_expected_range_for_age": "Below expected range",
+            "normal": "Normal",
+            "low_bone_mass": "Low bone mass",
+            "osteoporosis": "Osteoporosis",
+            "within_expected_range_for_age": "Expected for age",
+            "below_expected_range_for_age": "Below expected",
         }
     ),
     magnification_source=MappingProxyType(
@@ -140,8 +138,8 @@ _ENGLISH = Wording(
     volumetric_bmd="vBMD",
     t_score="T-score",
     z_score="Z-score",
-    percent_yam="% YAM",
-    classified="Class",
+    percent_yam="%YAM",
+    classified="In the range of",
     interval="90 % interval",
     region_heading="Region",
     reference="Reference",
@@ -149,9 +147,7 @@ _ENGLISH = Wording(
     age_unknown="age not stated",
     young_adult_mean="young adult mean",
     class_bands=("Normal", "Low bone mass", "Osteoporosis"),
-    radiograph="Radiograph and measured regions",
-    decomposed_bone="Decomposed femur: areal density",
-    density_axis="aBMD (g/cm\N{SUPERSCRIPT TWO})",
+    decomposed_bone="decomposed femur, areal density",
     no_reference="No reference population for this patient",
     criteria="Criteria",
     model="Model",
@@ -207,9 +203,9 @@ _JAPANESE = Wording(
     ),
     classification=MappingProxyType(
         {
-            "normal": "正常域",
-            "low_bone_mass": "骨量減少域",
-            "osteoporosis": "骨粗鬆症域",
+            "normal": "正常",
+            "low_bone_mass": "骨量減少",
+            "osteoporosis": "骨粗鬆症",
             "within_expected_range_for_age": "年齢相応",
             "below_expected_range_for_age": "年齢相応より低値",
         }
@@ -232,8 +228,8 @@ _JAPANESE = Wording(
     volumetric_bmd="体積骨密度",
     t_score="Tスコア",
     z_score="Zスコア",
-    percent_yam="YAM比 (%)",
-    classified="区分",
+    percent_yam="%YAM",
+    classified="該当区分",
     interval="90 % 区間",
     region_heading="部位",
     reference="基準集団",
@@ -241,9 +237,7 @@ _JAPANESE = Wording(
     age_unknown="年齢の記載なし",
     young_adult_mean="若年成人平均",
     class_bands=("正常", "骨量減少", "骨粗鬆症"),
-    radiograph="X線像と計測部位",
-    decomposed_bone="分解された大腿骨：面積密度",
-    density_axis="面積骨密度 (g/cm\N{SUPERSCRIPT TWO})",
+    decomposed_bone="分解された大腿骨の面積密度",
     no_reference="この患者に適用できる基準集団がありません",
     criteria="判定基準",
     model="モデル",

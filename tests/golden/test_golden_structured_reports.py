@@ -16,11 +16,11 @@ from typing import Any
 import numpy as np
 import pytest
 from pydicom.dataset import Dataset
-from synthetic_hips import CASES, CONFIGURATION_DIGEST, source_dataset
 
 from dicomnode.dicom.equipment import Equipment
 from dicomnode.dicom.structured_report import build_structured_report
 from dicomnode.domain.reporting import ReportSettings
+from tests.synthetic_hips import CASES, CONFIGURATION_DIGEST, source_dataset
 
 FOLDER = Path(__file__).parent / "structured_reports"
 UPDATE = os.environ.get("DICOMNODE_UPDATE_GOLDEN") == "1"

@@ -14,7 +14,16 @@ from pydicom.dataset import Dataset
 from pydicom.sr import _concepts_dict
 from pydicom.sr.coding import Code
 from pydicom.uid import ComprehensiveSRStorage
-from synthetic_hips import (
+
+from dicomnode.clinical.scores import Classification
+from dicomnode.dicom import codes
+from dicomnode.dicom.equipment import Equipment
+from dicomnode.dicom.structured_report import MOST_POLYGON_POINTS, build_structured_report, closed_polygon
+from dicomnode.domain.measurement import Estimate, Measurement, Reason, Region, RegionMeasurement, Status
+from dicomnode.domain.radiograph import Side
+from dicomnode.domain.reporting import ReportSettings
+from dicomnode.domain.wording import LANGUAGES, wording
+from tests.synthetic_hips import (
     CASES,
     COLUMNS,
     CONFIGURATION_DIGEST,
@@ -27,15 +36,6 @@ from synthetic_hips import (
     nothing_measurable,
     source_dataset,
 )
-
-from dicomnode.clinical.scores import Classification
-from dicomnode.dicom import codes
-from dicomnode.dicom.equipment import Equipment
-from dicomnode.dicom.structured_report import MOST_POLYGON_POINTS, build_structured_report, closed_polygon
-from dicomnode.domain.measurement import Estimate, Measurement, Reason, Region, RegionMeasurement, Status
-from dicomnode.domain.radiograph import Side
-from dicomnode.domain.reporting import ReportSettings
-from dicomnode.domain.wording import LANGUAGES, wording
 
 NOW = datetime(2025, 3, 14, 10, 20, 30, 999_999)
 EQUIPMENT = Equipment(

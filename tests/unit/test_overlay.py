@@ -1,0 +1,318 @@
+"""The overlay: what is drawn where, that it is the same every time, and that it identifies nobody."""
+
+from dataclasses import replace
+from datetime import date
+from functools import cache
+
+import numpy as np
+import pytest
+from matplotlib.colors import to_rgb
+from numpy.typing import NDArray
+
+from dicomnode.dicom.overlay import HEIGHT_PX, WIDTH_PX, render_overlay, window_for_display
+from dicomnode.dicom.overlay.maps import coloured, full_scale_g_cm2
+from dicomnode.dicom.overlay.page import _language
+from dicomnode.dicom.overlay.radiograph import notice_of_hip, notice_of_image
+from dicomnode.dicom.overlay.style import (
+    LATIN_FONT,
+    REGION_COLOUR,
+    WARNING,
+    Box,
+    Sheet,
+    font_family,
+)
+from dicomnode.dicom.overlay.table import _figures
+from dicomnode.domain.measurement import Estimate, Measurement, Region, Status
+from dicomnode.domain.radiograph import Patient, Sex, Side
+from dicomnode.domain.reference import ReferenceCurve
+from dicomnode.domain.reporting import ReportSettings
+from dicomnode.domain.wording import wording
+from tests.synthetic_hips import (
+    CASES,
+    COLUMNS,
+    CURVE,
+    MODEL,
+    ROWS,
+    YOUNG_ADULTS_ONLY,
+    both_hips,
+    both_refused,
+    implant_on_the_left,
+    measured_hip,
+    neck_only,
+    nothing_measurable,
+    radiograph,
+)
+
+PATIENT = Patient(Sex.FEMALE, date(1954, 6, 12), date(2025, 3, 14))
+REFERENCES = {Region.TOTAL_HIP: CURVE, Region.FEMORAL_NECK: YOUNG_ADULTS_ONLY}
+
+
+def draw(
+    measurement: Measurement,
+    settings: ReportSettings | None = None,
+    patient: Patient = PATIENT,
+    references: dict[Region, ReferenceCurve] | None = None,
+    identification: str = "",
+    image: NDArray[np.float32] | None = None,
+) -> NDArray[np.uint8]:
+    return render_overlay(
+        measurement,
+        radiograph() if image is None else image,
+        patient=patient,
+        references=REFERENCES if references is None else references,
+        settings=settings or ReportSettings(),
+        identification=identification,
+    )
+
+
+@cache
+def page(case: str) -> NDArray[np.uint8]:
+    return draw(CASES[case]())
+
+
+def pixels_of(picture: NDArray[np.uint8], colour: str, within: int = 12) -> NDArray[np.bool_]:
+    wanted = np.array(to_rgb(colour)) * 255
+    close: NDArray[np.bool_] = (np.abs(picture.astype(float) - wanted) <= within).all(axis=2)
+    return close
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_every_case_fills_one_rgb_page(case: str) -> None:
+    picture = page(case)
+    assert picture.shape == (HEIGHT_PX, WIDTH_PX, 3)
+    assert picture.dtype == np.uint8
+
+
+def test_the_same_measurement_gives_the_same_pixels() -> None:
+    assert np.array_equal(page("both_hips"), draw(both_hips()))
+
+
+def test_contours_of_both_hips_are_drawn_on_their_sides_of_the_radiograph() -> None:
+    picture = page("both_hips")[116:720, 24:770]
+    for region in (Region.FEMORAL_NECK, Region.TROCHANTER, Region.INTERTROCHANTER):
+        _, columns = np.nonzero(pixels_of(picture, REGION_COLOUR[region], within=40))
+        assert (columns < picture.shape[1] / 2).sum() > 100
+        assert (columns > picture.shape[1] / 2).sum() > 100
+
+
+def test_only_the_measured_hip_is_outlined() -> None:
+    picture = page("implant_on_the_left")[116:720, 24:770]
+    found = pixels_of(picture, REGION_COLOUR[Region.TROCHANTER], within=40)
+    assert found[:, : picture.shape[1] // 2].sum() > 100
+    assert found[:, picture.shape[1] // 2 :].sum() < found[:, : picture.shape[1] // 2].sum() / 4
+
+
+def test_a_refused_hip_is_covered_by_its_notice() -> None:
+    left_half = page("implant_on_the_left")[116:720, 400:770]
+    assert pixels_of(left_half, WARNING, within=25).sum() > 300
+    assert pixels_of(page("both_hips")[116:720, 400:770], WARNING, within=25).sum() == 0
+
+
+@pytest.mark.parametrize("case", ["nothing_measurable", "both_refused"])
+def test_a_page_without_figures_has_no_density_colours(case: str) -> None:
+    picture = page(case)[120:1080].astype(int)
+    saturated = picture.max(axis=2) - picture.min(axis=2) > 150
+    assert saturated[:, :1100].sum() == 0
+
+
+def test_figures_differ_where_measurements_differ() -> None:
+    hips = both_hips().hips
+    denser = replace(hips[0].regions[0], areal_bmd_g_cm2=Estimate(1.111, 1.0, 1.2))
+    changed = replace(both_hips(), hips=(replace(hips[0], regions=(denser, *hips[0].regions[1:])), hips[1]))
+    difference = np.abs(draw(changed).astype(int) - page("both_hips").astype(int)).max(axis=2)
+    table, chart, image = difference[740:1092, :1040], difference[740:1092, 1050:], difference[116:720]
+    assert table.any()
+    assert chart.any()
+    assert not image.any()
+
+
+def test_table_figures_are_rounded_as_a_print_does() -> None:
+    region = replace(
+        measured_hip(Side.RIGHT).regions[0],
+        areal_bmd_g_cm2=Estimate(0.80649, 0.74449, 0.86851),
+        bmc_g=Estimate(28.666),
+        area_cm2=Estimate(35.456),
+        volumetric_bmd_mg_cm3=Estimate(293.6),
+    )
+    assert region.assessment is not None
+    scored = replace(region, assessment=replace(region.assessment, t_score=-1.1, z_score=0.0, percent_yam=86.0))
+    assert list(_figures(scored)) == ["0.806", "0.744 – 0.869", "−1.1", "+0.0", "86", "28.67", "35.46", "294"]
+
+
+def test_absent_figures_are_dashes() -> None:
+    bare = replace(
+        measured_hip(Side.RIGHT).regions[0],
+        areal_bmd_g_cm2=Estimate(0.8),
+        bmc_g=None,
+        area_cm2=None,
+        volumetric_bmd_mg_cm3=None,
+        assessment=None,
+    )
+    assert list(_figures(bare)) == ["0.800", *7 * ["–"]]
+
+
+def test_identification_is_drawn_only_where_the_settings_say_so() -> None:
+    silent = draw(both_hips(), identification="Yamada Tarou   P-0042")
+    assert np.array_equal(silent, page("both_hips"))
+    spoken = draw(both_hips(), ReportSettings(burn_in_identification=True), identification="Yamada Tarou   P-0042")
+    assert not np.array_equal(spoken[:64], silent[:64])
+    assert np.array_equal(spoken[64:], silent[64:])
+
+
+def test_the_banner_stands_on_every_page_of_a_model_trained_on_simulation_and_on_no_other() -> None:
+    for case in CASES:
+        assert pixels_of(page(case)[60:104], WARNING, within=25).sum() > 1000
+    real = draw(replace(both_hips(), model=replace(MODEL, trained_on_simulation=False)))
+    assert pixels_of(real[50:104], WARNING, within=25).sum() == 0
+
+
+def test_the_limitation_of_the_settings_is_drawn() -> None:
+    other = draw(both_hips(), ReportSettings(limitation="Another sentence."))
+    difference = np.abs(other.astype(int) - page("both_hips").astype(int)).max(axis=(1, 2))
+    assert difference[1100:].any()
+    assert not difference[:1100].any()
+
+
+@pytest.mark.parametrize("age_years", [None, 12.0, 70.7, 104.0])
+@pytest.mark.parametrize(
+    "references", [REFERENCES, {Region.TOTAL_HIP: YOUNG_ADULTS_ONLY}, {}], ids=["ages", "young", "none"]
+)
+def test_the_chart_takes_any_age_and_any_reference(
+    age_years: float | None, references: dict[Region, ReferenceCurve]
+) -> None:
+    picture = draw(both_hips(), patient=Patient(Sex.FEMALE, age_years_stated=age_years), references=references)
+    assert not np.array_equal(picture[740:1092, 1070:], np.broadcast_to(picture[742, 1072], (352, 530, 3)))
+
+
+def test_a_curve_without_young_adults_is_drawn_without_t_scores_and_classes() -> None:
+    curve = replace(CURVE, young_mean=None, young_sd=None)
+    assert curve.limits_g_cm2 is None
+    assert not np.array_equal(draw(both_hips(), references={Region.TOTAL_HIP: curve}), page("both_hips"))
+
+
+def test_other_criteria_move_the_class_limits() -> None:
+    moved = replace(CURVE, class_limits_g_cm2=(0.7, 0.8))
+    assert moved.limits_g_cm2 == (0.7, 0.8)
+    assert CURVE.limits_g_cm2 == (pytest.approx(0.942 - 2.5 * 0.122), pytest.approx(0.942 - 0.122))
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"ages_years": (20.0, 30.0), "mean_g_cm2": (1.0,), "sd_g_cm2": (0.1, 0.1)},
+        {"ages_years": (30.0, 20.0), "mean_g_cm2": (1.0, 1.0), "sd_g_cm2": (0.1, 0.1)},
+        {"young_mean": 0.9},
+    ],
+)
+def test_an_impossible_reference_is_refused(wrong: dict[str, object]) -> None:
+    with pytest.raises(ValueError, match="reference Someone"):
+        ReferenceCurve("Someone", **wrong)  # type: ignore[arg-type]
+
+
+def test_a_portrait_of_one_hip_and_an_unreadable_image_have_their_pages() -> None:
+    portrait = np.ascontiguousarray(radiograph()[:, : COLUMNS // 2])
+    assert draw(neck_only(), image=portrait).shape == (HEIGHT_PX, WIDTH_PX, 3)
+    blank = render_overlay(nothing_measurable(), None, patient=PATIENT, references={}, settings=ReportSettings())
+    assert pixels_of(blank, WARNING, within=25).sum() > 1000
+
+
+def test_a_left_hip_is_mirrored_back_for_display() -> None:
+    maps = measured_hip(Side.RIGHT).maps
+    assert maps is not None
+    right, left = coloured(maps, 1.4, Side.RIGHT), coloured(maps, 1.4, Side.LEFT)
+    assert np.array_equal(left, right[:, ::-1])
+
+
+def test_colours_cover_bone_only() -> None:
+    maps = measured_hip(Side.RIGHT).maps
+    assert maps is not None
+    picture = coloured(maps, 1.4, Side.RIGHT)
+    grey = np.ptp(picture, axis=2) < 1e-6
+    assert grey[maps.areal_density_g_cm2 == 0].all()
+    assert not grey[maps.areal_density_g_cm2 > 0.3].any()
+
+
+def test_the_colour_scale_holds_the_densest_bone_and_ends_at_a_round_figure() -> None:
+    assert full_scale_g_cm2([np.full((4, 4), 0.5, np.float32)]) == pytest.approx(1.2)
+    assert full_scale_g_cm2([np.full((4, 4), 1.53, np.float32)]) == pytest.approx(1.6)
+    assert full_scale_g_cm2([]) == pytest.approx(1.2)
+
+
+def test_the_window_spans_the_anatomy_and_not_a_lead_marker() -> None:
+    image = np.linspace(0, 1, ROWS * 100, dtype=np.float32).reshape(ROWS, 100)
+    image[:2, :2] = 50.0
+    shown = window_for_display(image)
+    assert (shown.min(), shown.max()) == (0.0, 1.0)
+    assert shown.mean() == pytest.approx(0.5, abs=0.03)
+
+
+def test_a_flat_image_is_displayed_without_a_division_by_zero() -> None:
+    assert np.isfinite(window_for_display(np.full((9, 9), 3.0, np.float32))).all()
+
+
+def test_notices_say_which_hip_why_and_what_was_seen() -> None:
+    words = wording("en")
+    notice = notice_of_hip(implant_on_the_left().hips[1], words)
+    assert notice.subject == "Left hip · Not measurable"
+    assert notice.why == "Implant"
+    assert notice.sentences[1].startswith("Brighter than bone")
+    assert notice_of_image(nothing_measurable(), words).why == "No hip found"
+
+
+def test_a_refusal_without_a_reason_is_worded_too() -> None:
+    bare = replace(both_refused().hips[0], reason=None, detail="")
+    assert notice_of_hip(bare, wording("en")).why == "Not measurable"
+    assert notice_of_hip(bare, wording("en")).sentences == ()
+    both = replace(both_hips(), hips=(both_hips().hips[0], replace(bare, side=Side.LEFT)))
+    assert draw(both).shape == (HEIGHT_PX, WIDTH_PX, 3)
+
+
+@pytest.mark.filterwarnings("ignore:Glyph")  # the font need not have them to be measured
+def test_lines_break_between_words_and_between_japanese_characters_but_not_before_a_full_stop() -> None:
+    face = Sheet(100, 100, LATIN_FONT).typeface
+    lines = face.wrapped("one two three four five six", 60, 12)
+    assert " ".join(lines) == "one two three four five six"
+    assert len(lines) > 1
+    assert all(face.width_px(line, 12) <= 60 for line in lines)
+    japanese = face.wrapped("これは長い文です。これも長い文です。", 60, 12)
+    assert "".join(japanese) == "これは長い文です。これも長い文です。"
+    assert not any(line.startswith("。") for line in japanese)
+
+
+def test_a_line_too_long_ends_in_an_ellipsis() -> None:
+    face = Sheet(100, 100, LATIN_FONT).typeface
+    assert face.shortened("short", 200, 12) == "short"
+    cut = face.shortened("a line that is much too long to fit", 80, 12)
+    assert cut.endswith("…")
+    assert face.width_px(cut, 12) <= 80
+    assert face.shortened("word", 0, 12) == "…"
+
+
+def test_a_box_is_fitted_in_the_middle() -> None:
+    assert Box(10, 10, 200, 100).fitted(50, 50) == Box(60, 10, 100, 100)
+
+
+def test_a_language_without_a_font_falls_back_to_english() -> None:
+    japanese = ReportSettings(language="ja")
+    family, words, limitation = _language(japanese, font_of=lambda language: None)
+    assert (family, words.language, limitation) == (LATIN_FONT, "en", wording("en").limitation)
+    english = replace(japanese, limitation="A site's own sentence.")
+    assert _language(english, font_of=lambda language: None)[2] == "A site's own sentence."
+    assert (
+        _language(replace(japanese, limitation="日本語"), font_of=lambda language: None)[2] == wording("en").limitation
+    )
+
+
+@pytest.mark.skipif(font_family("ja") is None, reason="no Japanese font is installed (Debian package fonts-noto-cjk)")
+def test_japanese_pages_are_written_in_a_japanese_font() -> None:
+    family, words, _ = _language(ReportSettings(language="ja"))
+    assert family != LATIN_FONT
+    assert words.language == "ja"
+    assert not np.array_equal(draw(both_hips(), ReportSettings(language="ja")), page("both_hips"))
+
+
+def test_a_measured_hip_without_maps_or_contours_keeps_its_figures() -> None:
+    hip = measured_hip(Side.RIGHT)
+    bare = replace(hip, maps=None, regions=tuple(replace(region, contour_px=None) for region in hip.regions))
+    assert bare.status is Status.MEASURED
+    assert draw(replace(both_hips(), hips=(bare,))).shape == (HEIGHT_PX, WIDTH_PX, 3)
