@@ -34,7 +34,7 @@ def hip_like(rows: int = 96, columns: int = 128, bits: int = 12) -> NDArray[np.u
     return stored
 
 
-def radiograph_dataset(stored: NDArray[Any] | None = None, **attributes: Any) -> Dataset:
+def radiograph_dataset(stored: NDArray[Any] | None = None, /, **attributes: Any) -> Dataset:
     """A DX object in explicit little endian; `attributes` are set on top, None takes one away."""
     stored = hip_like() if stored is None else stored
     bits = 8 * stored.dtype.itemsize

@@ -160,7 +160,7 @@ def decode(encoded: EncodedObject, layout: PixelLayout) -> tuple[NDArray[np.inte
         return _decode_rle(codestream, layout), ()
     if syntax != JPEGExtended12Bit and syntax not in _PLUGIN_OF:
         raise _unreadable(f"pixel data in {UID(syntax).name!a} are not decoded")
-    notes = _check_codestream(codestream, layout)
+    _check_codestream(codestream, layout)
     try:
         values = (
             _decode_extended(codestream, layout)
@@ -171,7 +171,15 @@ def decode(encoded: EncodedObject, layout: PixelLayout) -> tuple[NDArray[np.inte
         raise _unreadable(f"the {UID(syntax).name} picture cannot be decoded ({type(error).__name__})") from error
     if values.shape != (layout.rows, layout.columns):
         raise _unreadable(f"the decoded picture is {values.shape}, the header states {layout.rows} x {layout.columns}")
-    return values, notes
+    return values, _range_notes(values, layout)
+
+
+def _range_notes(values: NDArray[np.integer], layout: PixelLayout) -> tuple[str, ...]:
+    """Tell of values that Bits Stored has no room for. Codestreams of more bits are common, such values are not."""
+    highest = (1 << (layout.bits_stored - int(layout.signed))) - 1
+    if int(values.max()) > highest:
+        return (f"Values reach {int(values.max())}, Bits Stored {layout.bits_stored} has room to {highest}.",)
+    return ()
 
 
 def _decode_native(encoded: EncodedObject, layout: PixelLayout) -> tuple[NDArray[np.integer], tuple[str, ...]]:
@@ -236,7 +244,7 @@ def _items(stream: BinaryIO, encoded: EncodedObject) -> Iterator[bytes]:
         yield stream.read(length)
 
 
-def _check_codestream(codestream: bytes, layout: PixelLayout) -> tuple[str, ...]:
+def _check_codestream(codestream: bytes, layout: PixelLayout) -> None:
     """Compare what the codestream states with the header, before a decoder allocates it."""
     size = frame_size(codestream)
     if (size.rows, size.columns, size.components) != (layout.rows, layout.columns, 1):
@@ -246,9 +254,6 @@ def _check_codestream(codestream: bytes, layout: PixelLayout) -> tuple[str, ...]
         )
     if not 2 <= size.bits <= layout.bits_allocated:
         raise _unreadable(f"the compressed picture has {size.bits} bits, Bits Allocated is {layout.bits_allocated}")
-    if size.bits != layout.bits_stored:
-        return (f"The compressed picture has {size.bits} bits, Bits Stored says {layout.bits_stored}.",)
-    return ()
 
 
 def _decode_plugin(codestream: bytes, layout: PixelLayout, syntax: UID) -> NDArray[np.integer]:
