@@ -10,12 +10,17 @@ from matplotlib.colors import to_rgb
 from numpy.typing import NDArray
 
 from dicomnode.dicom.overlay import HEIGHT_PX, WIDTH_PX, render_overlay, window_for_display
+from dicomnode.dicom.overlay.chart import draw_chart
 from dicomnode.dicom.overlay.maps import coloured, full_scale_g_cm2
 from dicomnode.dicom.overlay.page import _language
 from dicomnode.dicom.overlay.radiograph import notice_of_hip, notice_of_image
 from dicomnode.dicom.overlay.style import (
+    CLASS_COLOUR,
     LATIN_FONT,
+    MUTED,
+    REFERENCE,
     REGION_COLOUR,
+    TEXT,
     WARNING,
     Box,
     Sheet,
@@ -173,21 +178,47 @@ def test_the_limitation_of_the_settings_is_drawn() -> None:
     assert not difference[:1100].any()
 
 
+def chart(age_years: float | None, references: dict[Region, ReferenceCurve]) -> NDArray[np.uint8]:
+    sheet = Sheet(600, 400, LATIN_FONT)
+    draw_chart(sheet, Box(10, 10, 580, 380), both_hips(), age_years, references, wording("en"))
+    return sheet.pixels()
+
+
 @pytest.mark.parametrize("age_years", [None, 12.0, 70.7, 104.0])
 @pytest.mark.parametrize(
-    "references", [REFERENCES, {Region.TOTAL_HIP: YOUNG_ADULTS_ONLY}, {}], ids=["ages", "young", "none"]
+    "references", [{Region.TOTAL_HIP: CURVE}, {Region.TOTAL_HIP: YOUNG_ADULTS_ONLY}], ids=["ages", "young"]
 )
 def test_the_chart_takes_any_age_and_any_reference(
     age_years: float | None, references: dict[Region, ReferenceCurve]
 ) -> None:
-    picture = draw(both_hips(), patient=Patient(Sex.FEMALE, age_years_stated=age_years), references=references)
-    assert not np.array_equal(picture[740:1092, 1070:], np.broadcast_to(picture[742, 1072], (352, 530, 3)))
+    picture = chart(age_years, references)
+    assert pixels_of(picture, REFERENCE).sum() > 200
+    assert pixels_of(picture, TEXT).sum() > 30
+
+
+def test_the_patients_points_stand_at_the_age_and_the_right_hip_left_of_the_left() -> None:
+    def points(age_years: float) -> NDArray[np.intp]:
+        difference = (
+            np.abs(chart(age_years, {Region.TOTAL_HIP: CURVE}).astype(int) - empty.astype(int)).max(axis=2) > 60
+        )
+        return np.nonzero(difference[:, :520])[1]
+
+    empty = chart(None, {Region.TOTAL_HIP: CURVE})
+    younger, older = points(40.0), points(70.0)
+    assert np.median(younger) < np.median(older)
+
+
+def test_without_a_reference_the_chart_says_so() -> None:
+    picture = chart(70.0, {})
+    assert pixels_of(picture, REFERENCE).sum() == 0
+    assert pixels_of(picture, MUTED, within=20).sum() > 50
 
 
 def test_a_curve_without_young_adults_is_drawn_without_t_scores_and_classes() -> None:
     curve = replace(CURVE, young_mean=None, young_sd=None)
     assert curve.limits_g_cm2 is None
-    assert not np.array_equal(draw(both_hips(), references={Region.TOTAL_HIP: curve}), page("both_hips"))
+    assert pixels_of(chart(70.0, {Region.TOTAL_HIP: curve}), CLASS_COLOUR["osteoporosis"], within=30).sum() == 0
+    assert pixels_of(chart(70.0, {Region.TOTAL_HIP: CURVE}), CLASS_COLOUR["osteoporosis"], within=30).sum() > 30
 
 
 def test_other_criteria_move_the_class_limits() -> None:

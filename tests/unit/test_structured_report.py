@@ -4,6 +4,7 @@ import subprocess
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import datetime
+from functools import cache
 from io import BytesIO
 from pathlib import Path
 
@@ -30,9 +31,7 @@ from tests.synthetic_hips import (
     MODEL,
     ROWS,
     both_hips,
-    implant_on_the_left,
     measured_hip,
-    neck_only,
     nothing_measurable,
     source_dataset,
 )
@@ -57,6 +56,12 @@ def report(
         configuration_digest=CONFIGURATION_DIGEST,
         now=NOW,
     )
+
+
+@cache
+def usual_report(case: str = "both_hips", language: str = "en") -> Dataset:
+    """The report of a case, built once; tests only read it."""
+    return report(CASES[case](), settings=ReportSettings(language=language, author_organisation="Clinic Trust"))
 
 
 def encoded(dataset: Dataset) -> bytes:
@@ -99,7 +104,7 @@ def texts(group: Dataset, name: Code) -> list[str]:
 
 
 def test_a_report_is_a_comprehensive_sr_of_the_sources_patient_and_study() -> None:
-    result = report(both_hips())
+    result = usual_report()
     source = source_dataset()
     assert result.SOPClassUID == ComprehensiveSRStorage
     assert result.Modality == "SR"
@@ -117,7 +122,7 @@ def test_a_report_is_a_comprehensive_sr_of_the_sources_patient_and_study() -> No
 
 
 def test_equipment_and_author_are_stated() -> None:
-    result = report(both_hips())
+    result = usual_report()
     assert (result.Manufacturer, result.ManufacturerModelName) == ("dicomnode", "dicomnode-bmd")
     assert (result.DeviceSerialNumber, result.StationName) == ("7", "XRAY1")
     assert (result.InstitutionName, result.InstitutionalDepartmentName) == ("Clinic", "Radiology")
@@ -134,7 +139,7 @@ def test_empty_equipment_attributes_are_left_out() -> None:
 
 
 def test_every_time_is_the_one_that_was_given() -> None:
-    result = report(both_hips())
+    result = usual_report()
     for keyword in ("ContentDate", "SeriesDate", "InstanceCreationDate"):
         assert str(result[keyword].value) == "20250314"
     for keyword in ("ContentTime", "SeriesTime", "InstanceCreationTime"):
@@ -143,11 +148,11 @@ def test_every_time_is_the_one_that_was_given() -> None:
 
 @pytest.mark.parametrize("case", CASES)
 def test_the_same_measurement_gives_the_same_bytes(case: str) -> None:
-    assert encoded(report(CASES[case]())) == encoded(report(CASES[case]()))
+    assert encoded(usual_report(case)) == encoded(report(CASES[case]()))
 
 
 def test_another_model_or_configuration_gives_another_object() -> None:
-    first = report(both_hips())
+    first = usual_report()
     retrained = report(replace(both_hips(), model=replace(MODEL, digest="b" * 64)))
     assert first.SOPInstanceUID != retrained.SOPInstanceUID
     assert first.SeriesInstanceUID != retrained.SeriesInstanceUID
@@ -155,7 +160,7 @@ def test_another_model_or_configuration_gives_another_object() -> None:
 
 def test_each_region_has_its_figures_with_units_and_interval() -> None:
     measurement = both_hips()
-    found = groups(report(measurement))
+    found = groups(usual_report())
     assert len(found) == 10
     for hip in measurement.hips:
         for region in hip.regions:
@@ -190,7 +195,7 @@ def test_an_uncalibrated_figure_has_no_interval() -> None:
 
 
 def test_scores_name_their_reference_population() -> None:
-    group = groups(report(both_hips()))["Right hip, Total hip"]
+    group = groups(usual_report())["Right hip, Total hip"]
     for name, unit in ((codes.T_SCORE, "1"), (codes.Z_SCORE, "1"), (codes.PERCENT_YAM, "%")):
         assert number(group, name)[1] == unit
         assert texts(named(group, name)[0], codes.POPULATION_DESCRIPTION) == ["invented_women"]
@@ -200,13 +205,13 @@ def test_scores_name_their_reference_population() -> None:
 
 
 def test_regions_without_scores_have_none() -> None:
-    group = groups(report(both_hips()))["Left hip, Trochanter"]
+    group = groups(usual_report())["Left hip, Trochanter"]
     for name in (codes.T_SCORE, codes.Z_SCORE, codes.PERCENT_YAM, codes.DENSITY_CLASS, codes.CRITERIA):
         assert named(group, name) == []
 
 
 def test_finding_sites_carry_side_and_region() -> None:
-    group = groups(report(both_hips()))["Left hip, Femoral neck"]
+    group = groups(usual_report())["Left hip, Femoral neck"]
     site = named(group, Code("363698007", "SCT", ""))[0]
     assert site.ConceptCodeSequence[0].CodeValue == codes.NECK_OF_FEMUR.value
     assert coded(site, Code("272741003", "SCT", "")) == [codes.LATERALITY[Side.LEFT].value]
@@ -214,7 +219,7 @@ def test_finding_sites_carry_side_and_region() -> None:
 
 
 def test_every_group_identifies_its_algorithm() -> None:
-    for group in groups(report(both_hips())).values():
+    for group in groups(usual_report()).values():
         assert texts(group, Code("111001", "DCM", "")) == [MODEL.name]
         assert texts(group, Code("111003", "DCM", "")) == [MODEL.version]
         assert texts(group, Code("111002", "DCM", "")) == [
@@ -224,7 +229,7 @@ def test_every_group_identifies_its_algorithm() -> None:
 
 
 def test_contours_are_closed_and_lie_on_the_source_image() -> None:
-    regions = named(report(both_hips()), Code("111030", "DCM", ""))
+    regions = named(usual_report(), Code("111030", "DCM", ""))
     assert len(regions) == 8
     for region in regions:
         points = np.reshape(region.GraphicData, (-1, 2))
@@ -259,7 +264,7 @@ def test_a_very_long_contour_still_fits_its_element() -> None:
 
 
 def test_a_refused_hip_states_its_reason_in_code_and_in_words() -> None:
-    found = groups(report(implant_on_the_left()))
+    found = groups(usual_report("implant_on_the_left"))
     left = found["Left hip"]
     assert coded(left, codes.MEASURABILITY) == [codes.NOT_MEASURABLE.value]
     assert coded(left, codes.NOT_MEASURABLE_REASON) == [codes.REASON[Reason.IMPLANT].value]
@@ -271,7 +276,7 @@ def test_a_refused_hip_states_its_reason_in_code_and_in_words() -> None:
 
 
 def test_a_region_without_figures_says_why_and_its_neighbour_keeps_its_own() -> None:
-    found = groups(report(neck_only()))
+    found = groups(usual_report("neck_only"))
     total = found["Right hip, Total hip"]
     assert coded(total, codes.NOT_MEASURABLE_REASON) == [codes.REASON[Reason.CUT_OFF].value]
     assert named(total, codes.AREAL_BMD) == []
@@ -279,7 +284,7 @@ def test_a_region_without_figures_says_why_and_its_neighbour_keeps_its_own() -> 
 
 
 def test_an_image_without_a_hip_is_reported_too() -> None:
-    result = report(nothing_measurable())
+    result = usual_report("nothing_measurable")
     [group] = groups(result).values()
     assert coded(group, codes.NOT_MEASURABLE_REASON) == [codes.REASON[Reason.NO_HIP].value]
     evaluations = named(result, codes.QUALITATIVE_EVALUATIONS)[0]
@@ -288,8 +293,8 @@ def test_an_image_without_a_hip_is_reported_too() -> None:
 
 
 def test_limitation_and_training_on_simulation_stand_in_every_report() -> None:
-    for case in CASES.values():
-        evaluations = named(report(case()), codes.QUALITATIVE_EVALUATIONS)[0]
+    for case in CASES:
+        evaluations = named(usual_report(case), codes.QUALITATIVE_EVALUATIONS)[0]
         assert texts(evaluations, codes.LIMITATION) == [wording("en").limitation]
         assert texts(evaluations, codes.TRAINING_DATA) == [wording("en").simulated_training]
 
@@ -302,14 +307,14 @@ def test_a_model_trained_on_patients_is_not_called_simulated_and_a_site_words_it
 
 
 def test_magnification_and_its_origin_are_reported() -> None:
-    group = groups(report(both_hips()))["Right hip"]
+    group = groups(usual_report())["Right hip"]
     assert number(group, codes.MAGNIFICATION) == (1.15, "1")
     assert texts(group, codes.MAGNIFICATION_SOURCE) == ["assumed"]
     assert "Magnification 1.15 assumed: the header states no distances." in texts(group, codes.COMMENT)
 
 
 def test_a_japanese_report_keeps_its_characters() -> None:
-    result = dcmread(BytesIO(encoded(report(both_hips(), settings=ReportSettings(language="ja")))))
+    result = dcmread(BytesIO(encoded(usual_report(language="ja"))))
     assert "山田" in str(result.PatientName)
     assert "右股関節, 大腿骨頸部" in groups(result)
     assert texts(result, codes.LIMITATION) == [wording("ja").limitation]
@@ -317,7 +322,7 @@ def test_a_japanese_report_keeps_its_characters() -> None:
 
 
 def test_the_image_library_describes_what_the_source_states() -> None:
-    library = named(report(both_hips()), codes.IMAGE_LIBRARY)[0]
+    library = named(usual_report(), codes.IMAGE_LIBRARY)[0]
     assert coded(library, codes.MODALITY) == ["DX"]
     assert number(library, codes.PIXEL_DATA_ROWS) == (ROWS, "{pixels}")
     assert number(library, codes.HORIZONTAL_PIXEL_SPACING) == (0.25, "mm")
@@ -378,7 +383,7 @@ def test_private_codes_are_unique_and_fit_their_elements() -> None:
     private = [code for code in _codes() if code.scheme_designator == codes.PRIVATE_SCHEME]
     assert len({code.value for code in private}) == len(set(private))
     assert all(len(code.value) <= 16 and len(code.meaning) <= 64 for code in private)
-    identification = report(both_hips()).CodingSchemeIdentificationSequence[0]
+    identification = usual_report().CodingSchemeIdentificationSequence[0]
     assert identification.CodingSchemeDesignator == codes.PRIVATE_SCHEME
 
 
@@ -401,7 +406,7 @@ def test_a_language_without_words_is_refused() -> None:
 @pytest.mark.parametrize("case", CASES)
 def test_dciodvfy_finds_no_error(case: str, language: str, dciodvfy: str, tmp_path: Path) -> None:
     path = tmp_path / "report.dcm"
-    path.write_bytes(encoded(report(CASES[case](), settings=ReportSettings(language=language))))
+    path.write_bytes(encoded(usual_report(case, language)))
     checked = subprocess.run([dciodvfy, "-new", str(path)], capture_output=True, text=True, check=False)
     lines = (checked.stdout + checked.stderr).splitlines()
     # A private designator is never among the defined terms; PS3.16 section 8 allows it, the data set describes it.
@@ -412,7 +417,7 @@ def test_dciodvfy_finds_no_error(case: str, language: str, dciodvfy: str, tmp_pa
 @pytest.mark.parametrize("case", CASES)
 def test_dsrdump_reads_every_report(case: str, dcmtk: Path, tmp_path: Path) -> None:
     path = tmp_path / "report.dcm"
-    path.write_bytes(encoded(report(CASES[case]())))
+    path.write_bytes(encoded(usual_report(case)))
     read = subprocess.run([dcmtk / "dsrdump", str(path)], capture_output=True, check=False)
     assert read.returncode == 0, read.stderr.decode(errors="replace")
     assert b"Imaging Measurement Report" in read.stdout
