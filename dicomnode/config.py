@@ -102,11 +102,13 @@ class SenderSettings:
     """How results are delivered."""
 
     first_delay_s: float = within(0.1, 3600, default=5.0)
-    longest_delay_s: float = within(1, 86400, default=300.0)
+    longest_delay_s: float = within(1, 86400, default=900.0)
     maximum_age_hours: float = within(0.1, 24 * 365, default=72.0)
     """After this long without success a delivery waits for a person; it is never deleted."""
-    connect_timeout_s: float = within(0.1, 600, default=10.0)
-    response_timeout_s: float = within(1, 3600, default=60.0)
+    connection_timeout_s: float = within(0.1, 600, default=10.0)
+    network_timeout_s: float = within(1, 3600, default=30.0)
+    """Longest wait for an answer."""
+    maximum_pdu_bytes: int = within(16384, 1048576, default=131072)
 
 
 @dataclass(frozen=True)
@@ -244,7 +246,9 @@ def check_entity(entity: ApplicationEntity, origin: str) -> None:
     if expected is not None:
         raise ConfigurationError(f"{origin}: AE {entity.ae_title!r}: expected {expected}")
     if not (entity.may_send or entity.receives_results):
-        raise ConfigurationError(f"{origin}: AE {entity.ae_title!r} does nothing; let it send, receive results, or both")
+        raise ConfigurationError(
+            f"{origin}: AE {entity.ae_title!r} does nothing; let it send, receive results, or both"
+        )
     if entity.receives_results and not (entity.host and entity.port):
         raise ConfigurationError(f"{origin}: AE {entity.ae_title!r} receives results, so it needs host and port")
 

@@ -3,15 +3,20 @@
 A C-ECHO alone proves little: archives answer it and then refuse Structured Reports.
 """
 
+import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from pydicom.uid import UID
+from pydicom.uid import UID, ComprehensiveSRStorage, SecondaryCaptureImageStorage
 from pynetdicom import AE
 from pynetdicom.association import Association
 from pynetdicom.sop_class import Verification  # type: ignore[attr-defined]
 
-SUCCESS = 0x0000
+from dicomnode.dicom.status import DimseStatus
+from dicomnode.services.sender import TRANSFER_SYNTAXES
+
+RESULT_SOP_CLASSES = (ComprehensiveSRStorage, SecondaryCaptureImageStorage)
+"""What the node delivers: report and overlay."""
 
 
 @dataclass(frozen=True)
@@ -21,19 +26,6 @@ class Address:
     ae_title: str
     host: str
     port: int
-
-
-@dataclass(frozen=True)
-class Proposal:
-    """A SOP class with the transfer syntaxes that the sender would offer for it."""
-
-    sop_class_uid: str
-    transfer_syntax_uids: tuple[str, ...]
-
-    @property
-    def name(self) -> str:
-        """Name of the SOP class."""
-        return UID(self.sop_class_uid).name
 
 
 @dataclass(frozen=True)
@@ -47,21 +39,26 @@ class Answer:
     """Names of the proposed SOP classes that were not accepted."""
 
 
-def probe(calling_ae_title: str, peer: Address, proposals: Sequence[Proposal], timeout_s: float = 10.0) -> Answer:
-    """Associate with `peer`, propose Verification and `proposals`, send a C-ECHO, release."""
+def probe(calling_ae_title: str, peer: Address, sop_class_uids: Sequence[UID], timeout_s: float = 10.0) -> Answer:
+    """Associate with `peer`, propose Verification and these SOP classes as the sender does, send a C-ECHO, release."""
+    try:
+        # pynetdicom tells a refused connection, a wrong name and a firewall apart in its log only.
+        socket.create_connection((peer.host, peer.port), timeout_s).close()
+    except OSError as error:
+        return Answer(failure=f"no connection ({error.strerror or error})")
     entity = AE(ae_title=calling_ae_title)
     entity.connection_timeout = entity.acse_timeout = entity.dimse_timeout = entity.network_timeout = timeout_s
     entity.add_requested_context(Verification)
-    for proposal in proposals:
-        entity.add_requested_context(proposal.sop_class_uid, list(proposal.transfer_syntax_uids))
+    for sop_class_uid in sop_class_uids:
+        entity.add_requested_context(sop_class_uid, TRANSFER_SYNTAXES)
     association = entity.associate(peer.host, peer.port, ae_title=peer.ae_title)
     if not association.is_established:
         return Answer(failure=_failure(association))
     try:
         accepted = {context.abstract_syntax for context in association.accepted_contexts}
         return Answer(
-            echoed=Verification in accepted and association.send_c_echo().get("Status") == SUCCESS,
-            refused=tuple(proposal.name for proposal in proposals if proposal.sop_class_uid not in accepted),
+            echoed=Verification in accepted and association.send_c_echo().get("Status") == DimseStatus.SUCCESS,
+            refused=tuple(uid.name for uid in sop_class_uids if uid not in accepted),
         )
     finally:
         if association.is_established:
@@ -72,6 +69,4 @@ def _failure(association: Association) -> str:
     if association.is_rejected:
         answer = association.acceptor.primitive
         return f"it rejected the association ({answer.result_str}: {answer.reason_str})" if answer else "it rejected us"
-    if association.is_aborted:
-        return "no connection, or it was aborted before an answer"
-    return "nothing answers there"
+    return "it ended the association without an answer, or accepted no presentation context"
