@@ -15,10 +15,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from pydicom.charset import convert_encodings
+from pydicom.charset import convert_encodings, default_encoding
 from pydicom.config import IGNORE
 from pydicom.datadict import keyword_for_tag, tag_for_keyword
-from pydicom.dataelem import DataElement
+from pydicom.dataelem import DataElement, RawDataElement
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.tag import BaseTag
 from pydicom.valuerep import DSfloat
@@ -53,7 +53,7 @@ _CODE_STRING = re.compile(r"[A-Z0-9_ ]{1,16}")
 _AGE = re.compile(r"\d{3}[DWMY]")
 _ESCAPE_SEQUENCE = re.compile(r"\x1b[ -/]*[0-~]")
 """What is left of code extensions that pydicom does not take away (it does not for GB 2312). Source: ECMA-35 13."""
-_ESCAPE_JAPANESE = "\x1b$"
+_ESCAPE_JAPANESE = b"\x1b$"
 """ISO 2022 escape to a two-byte set: undeclared, it is Japanese mail encoding in practice."""
 
 
@@ -121,15 +121,19 @@ class _Copy:
         keyword = keyword_for_tag(tag)
         if not keyword or tag.group == 0x0002 or keyword == "SpecificCharacterSet":
             return None
+        stored = source.get_item(tag)  # before pydicom decodes it
         found = values(source, keyword)
         vr = source[tag].VR if found else ""
         if vr == "SQ":
             return self._sequence(tag, keyword, found, declared)
         if vr in _NUMBERS:
             return _numeric_element(tag, vr, found)
-        if vr in _CLEANERS:
-            return self._text_element(source, tag, keyword, vr, found, declared)
-        return None
+        if vr not in _CLEANERS:
+            return None
+        written = [str(value) for value in found]
+        if vr in _MAX_CHARACTERS:
+            written = self._decoded(keyword, vr, stored, written, declared)
+        return self._text_element(source, tag, vr, written)
 
     def _sequence(self, tag: BaseTag, keyword: str, found: tuple[Any, ...], declared: bool) -> DataElement | None:
         copies = [self.dataset(item, declared) for item in found if isinstance(item, Dataset)]
@@ -138,12 +142,8 @@ class _Copy:
             self.notes.append(f"Incomplete items of {keyword} were left out.")
         return DataElement(tag, "SQ", complete) if complete else None
 
-    def _text_element(
-        self, source: Dataset, tag: BaseTag, keyword: str, vr: str, found: tuple[Any, ...], declared: bool
-    ) -> DataElement | None:
-        written = [str(value) for value in found]
-        if vr in _MAX_CHARACTERS:
-            written = self._decoded(keyword, vr, written, declared)
+    def _text_element(self, source: Dataset, tag: BaseTag, vr: str, written: list[str]) -> DataElement | None:
+        keyword = keyword_for_tag(tag)
         cleaned = [_CLEANERS[vr](source, keyword, value) for value in written]
         kept = [value for value in cleaned if value is not None]
         if len(kept) < len(cleaned):
@@ -153,20 +153,20 @@ class _Copy:
             self.notes.append(f"{keyword} was put into the form of its VR {vr}.")
         return _element_as_is(tag, vr, kept)
 
-    def _decoded(self, keyword: str, vr: str, written: list[str], declared: bool) -> list[str]:
-        """Give text whose character set was not declared its characters back.
-
-        pydicom reads undeclared bytes as Latin-1, one character to a byte, so that the bytes can be had again.
-        """
+    def _decoded(
+        self, keyword: str, vr: str, stored: DataElement | RawDataElement | None, written: list[str], declared: bool
+    ) -> list[str]:
+        """Give text whose character set was not declared its characters back."""
         joined = "\\".join(written)
-        if joined.isascii() and "\x1b" not in joined:
-            return written
         if declared:
             if "\N{REPLACEMENT CHARACTER}" in joined:
                 self.notes.append(f"{keyword} holds bytes that its declared character set does not have.")
             return [_ESCAPE_SEQUENCE.sub("", value) for value in written]
+        raw = _undeclared_bytes(stored, joined)
+        if raw is None or (raw.isascii() and b"\x1b" not in raw):
+            return written
         self.notes.append(f"{keyword} holds characters of an undeclared character set.")
-        decoded = _guess(joined, self.undeclared_encoding)
+        decoded = _guess(raw, self.undeclared_encoding)
         return decoded.split("\\") if vr in _MULTI_VALUED_TEXT else [decoded]
 
     def _fill_uids(self, copy: Dataset) -> None:
@@ -192,24 +192,30 @@ def _python_encoding(character_set: str) -> str:
 
 
 def _declares_characters(dataset: Dataset) -> bool:
-    """Tell whether the data set declares more than the default repertoire (ISO_IR 6, that is, ASCII)."""
+    """Tell whether the data set declares more than the default repertoire (ISO_IR 6, that is, ASCII) in a term that exists."""
     declared = [str(value).strip() for value in values(dataset, "SpecificCharacterSet")]
-    return any(value not in ("", "ISO_IR 6", "ISO 2022 IR 6") for value in declared)
+    return bool(declared) and any(encoding != default_encoding for encoding in convert_encodings(declared))
 
 
-def _guess(written: str, undeclared_encoding: str) -> str:
-    """Read bytes of unknown encoding: escape sequences and UTF-8 give themselves away, the rest is the site's habit."""
+def _undeclared_bytes(stored: DataElement | RawDataElement | None, written: str) -> bytes | None:
+    """Return the bytes of a text that was decoded as Latin-1 for want of a character set, or None where they are lost."""
+    if isinstance(stored, RawDataElement):
+        return stored.value
     try:
-        raw = written.encode("latin-1")
+        return written.encode("latin-1")
     except UnicodeEncodeError:
-        return written  # pydicom knew better than Latin-1
-    candidates = ["iso2022_jp_2"] if _ESCAPE_JAPANESE in written else []
+        return None
+
+
+def _guess(raw: bytes, undeclared_encoding: str) -> str:
+    """Read bytes of unknown encoding: escape sequences and UTF-8 give themselves away, the rest is the site's habit."""
+    candidates = ["iso2022_jp_2"] if _ESCAPE_JAPANESE in raw else []
     for encoding in (*candidates, "utf-8", undeclared_encoding):
         try:
-            return raw.decode(encoding)
+            return raw.decode(encoding).strip(" \0")
         except UnicodeDecodeError:
             continue
-    return written
+    return raw.decode("latin-1").strip(" \0")
 
 
 def _numeric_element(tag: BaseTag, vr: str, found: tuple[Any, ...]) -> DataElement | None:
