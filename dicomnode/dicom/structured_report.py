@@ -53,7 +53,7 @@ from highdicom.sr.coding import CodedConcept
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 from pydicom.sr.coding import Code
-from pydicom.uid import UID, ExplicitVRLittleEndian
+from pydicom.uid import UID, ExplicitVRLittleEndian, SecondaryCaptureImageStorage
 from pydicom.valuerep import DA, DT, TM
 
 from dicomnode.dicom import codes
@@ -122,7 +122,7 @@ def build_structured_report(
     report_uid = result_instance_uid(Kind.STRUCTURED_REPORT, source.SOPInstanceUID, *digests)
     subject = _Subject(source, report_uid, settings.words, measurement.model, equipment, configuration_digest)
     report = ComprehensiveSR(
-        evidence=[source],
+        evidence=[_evidence(source)],
         content=_content(subject, measurement, settings),
         series_instance_uid=result_series_uid(Kind.STRUCTURED_REPORT, source.SOPInstanceUID, *digests),
         series_number=SERIES_NUMBER,
@@ -137,6 +137,7 @@ def build_structured_report(
         specific_character_set="ISO_IR 192",
         coding_schemes=[codes.private_scheme_identification()],
     )
+    _evidence_class(report, source)
     _general_equipment(report, equipment)
     _author(report, equipment, settings)
     _stamp(report, now.replace(microsecond=0))
@@ -156,6 +157,23 @@ def _algorithm(subject: _Subject) -> AlgorithmIdentification:
 
 
 # --- Attributes outside the content tree -----------------------------------------------------------------------------
+def _evidence(source: Dataset) -> Dataset:
+    """Give the source a SOP class whose modules highdicom knows.
+
+    It looks them up to copy patient and study, and knows no private or retired classes.
+    """
+    evidence = Dataset()
+    evidence.update(source)
+    evidence.add_new("SOPClassUID", "UI", SecondaryCaptureImageStorage)  # a new element: those of `source` are shared
+    return evidence
+
+
+def _evidence_class(report: Dataset, source: Dataset) -> None:
+    # SR Document General (PS3.3 C.17.2), Hierarchical SOP Instance Reference Macro: the source's own class
+    [study] = report.CurrentRequestedProcedureEvidenceSequence
+    study.ReferencedSeriesSequence[0].ReferencedSOPSequence[0].ReferencedSOPClassUID = source.SOPClassUID
+
+
 def _general_equipment(report: Dataset, equipment: Equipment) -> None:
     # General Equipment (PS3.3 C.7.5.1), what highdicom's constructor does not take empty
     for keyword, value in (

@@ -145,6 +145,8 @@ def test_once_lossy_is_always_lossy() -> None:
     assert (result.LossyImageCompression, result.LossyImageCompressionRatio) == ("01", 12.5)
     assert result.LossyImageCompressionMethod == "ISO_10918_1"
     assert capture(both_hips()).LossyImageCompression == "00"
+    del source.LossyImageCompressionRatio
+    assert "LossyImageCompressionRatio" not in capture(both_hips(), source=source)
 
 
 def test_the_same_measurement_is_the_same_object_and_another_model_another() -> None:

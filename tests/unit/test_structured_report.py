@@ -117,6 +117,7 @@ def test_a_report_is_a_comprehensive_sr_of_the_sources_patient_and_study() -> No
     assert result.SeriesInstanceUID != source.SeriesInstanceUID
     evidence = result.CurrentRequestedProcedureEvidenceSequence[0].ReferencedSeriesSequence[0]
     assert evidence.ReferencedSOPSequence[0].ReferencedSOPInstanceUID == source.SOPInstanceUID
+    assert evidence.ReferencedSOPSequence[0].ReferencedSOPClassUID == source.SOPClassUID
     assert (result.CompletionFlag, result.VerificationFlag) == ("COMPLETE", "UNVERIFIED")
     assert "PredecessorDocumentsSequence" not in result
 
@@ -202,6 +203,16 @@ def test_scores_name_their_reference_population() -> None:
     assert coded(group, codes.DENSITY_CLASS)
     assert texts(group, codes.CRITERIA) == ["WHO 1994 / ISCD 2023"]
     assert texts(group, codes.ASSESSMENT_NOTE) == ["Not on the scale of a densitometer."]
+
+
+def test_scores_without_a_class_are_reported_without_criteria() -> None:
+    hip = measured_hip(Side.RIGHT)
+    assert hip.regions[0].assessment is not None
+    unclassified = replace(hip.regions[0], assessment=replace(hip.regions[0].assessment, classification=None, note=""))
+    group = groups(report(replace(both_hips(), hips=(replace(hip, regions=(unclassified,)),))))["Right hip, Total hip"]
+    assert named(group, codes.T_SCORE)
+    for name in (codes.DENSITY_CLASS, codes.CRITERIA, codes.ASSESSMENT_NOTE):
+        assert named(group, name) == []
 
 
 def test_regions_without_scores_have_none() -> None:
@@ -337,6 +348,18 @@ def test_a_source_that_states_little_is_reported_all_the_same() -> None:
     library = named(report(nothing_measurable(), source), codes.IMAGE_LIBRARY)[0]
     for name in (codes.MODALITY, codes.PIXEL_DATA_ROWS, codes.HORIZONTAL_PIXEL_SPACING, codes.PATIENT_ORIENTATION_ROW):
         assert named(library, name) == []
+
+
+def test_an_object_of_a_private_class_is_reported_under_its_own_class() -> None:
+    source = source_dataset()
+    source.SOPClassUID = "1.2.826.0.1.3680043.8.498.99"
+    result = report(nothing_measurable(), source)
+    referenced = (
+        result.CurrentRequestedProcedureEvidenceSequence[0].ReferencedSeriesSequence[0].ReferencedSOPSequence[0]
+    )
+    assert referenced.ReferencedSOPClassUID == source.SOPClassUID
+    assert result.PatientName == source.PatientName
+    assert source.SOPClassUID == "1.2.826.0.1.3680043.8.498.99"
 
 
 def test_a_zero_pixel_spacing_is_not_reported_as_one() -> None:
