@@ -146,6 +146,8 @@ class Client:
 
     def statuses(self, instances: Sequence[Instance]) -> dict[int, WorkflowStatus]:
         """Ask what the engine knows of the present run of each instance, by instance id."""
+        if not instances:
+            return {}  # the engine would take an empty list for "all"
         names = {workflow_id(instance.id, instance.run): instance.id for instance in instances}
         known = {instance.id: WorkflowStatus(WorkflowState.LOST, None) for instance in instances}
         for found in self._client.list_workflows(workflow_ids=list(names), load_input=False, load_output=False):

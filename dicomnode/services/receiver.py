@@ -364,8 +364,8 @@ def serve(
 def _sweep(receiver: Receiver) -> None:
     try:
         receiver.register_orphans()
-    except (DicomNodeError, OSError) as error:
-        LOGGER.error(line("orphan sweep failed", error=str(error)))
+    except Exception:
+        LOGGER.exception(line("orphan sweep failed"))
 
 
 def _application_entity(settings: ReceiverSettings) -> AE:

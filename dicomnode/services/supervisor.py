@@ -17,11 +17,18 @@ from dicomnode.services.process import stop_on_signals
 
 LOGGER = logging.getLogger(__name__)
 
-FIRST_DELAY_S = 0.5
-LONGEST_DELAY_S = 30.0
-STEADY_S = 60.0
-"""A program that has run this long is taken for sound: its next restart is quick again."""
 POLL_S = 0.1
+
+
+@dataclass(frozen=True)
+class Restarts:
+    """How fast a program that has died is started again."""
+
+    first_delay_s: float = 0.5
+    longest_delay_s: float = 30.0
+    """Cap of the delay, which doubles with each death."""
+    steady_s: float = 60.0
+    """A program that has run this long is taken for sound: its next restart is quick again."""
 
 
 @dataclass(frozen=True)
@@ -35,8 +42,9 @@ class Program:
 class Child:
     """A program that is kept running."""
 
-    def __init__(self, program: Program) -> None:
+    def __init__(self, program: Program, restarts: Restarts) -> None:
         self.program = program
+        self._restarts = restarts
         self._process: subprocess.Popen[bytes] | None = None
         self._deaths = 0
         self._started_at = 0.0
@@ -56,9 +64,10 @@ class Child:
         LOGGER.info(line("started", program=self.program.name, pid=self._process.pid))
 
     def _note_death(self, code: int) -> None:
-        steady = time.monotonic() - self._started_at > STEADY_S
+        steady = time.monotonic() - self._started_at > self._restarts.steady_s
         self._deaths = 1 if steady else self._deaths + 1
-        delay_s = min(FIRST_DELAY_S * 2.0 ** min(self._deaths - 1, 16), LONGEST_DELAY_S)
+        doubled = self._restarts.first_delay_s * 2.0 ** min(self._deaths - 1, 16)
+        delay_s = min(doubled, self._restarts.longest_delay_s)
         self._process, self._start_at = None, time.monotonic() + delay_s
         LOGGER.error(line("died", program=self.program.name, cause=_cause(code), restart_in_s=delay_s))
 
@@ -80,14 +89,19 @@ class Child:
         LOGGER.info(line("stopped", program=self.program.name))
 
 
-def run_all(programs: Sequence[Program], stop_grace_s: float = 25.0, stop: threading.Event | None = None) -> int:
+def run_all(
+    programs: Sequence[Program],
+    stop_grace_s: float = 25.0,
+    stop: threading.Event | None = None,
+    restarts: Restarts = Restarts(),
+) -> int:
     """Keep the programs running until SIGTERM, SIGINT or `stop`; then stop them, the first one (the receiver) first.
 
     Returns:
         The exit status for the shell: 0.
     """
     stopping = stop if stop is not None else stop_on_signals()
-    children = [Child(program) for program in programs]
+    children = [Child(program, restarts) for program in programs]
     try:
         while True:
             for child in children:

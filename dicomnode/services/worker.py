@@ -287,6 +287,8 @@ def _sweep(ledger: Ledger, client: Client) -> None:
         sweep(ledger, client)
     except DicomNodeError as error:
         LOGGER.error(line("sweep failed", error=str(error)))
+    except Exception:
+        LOGGER.exception(line("sweep failed"))
 
 
 @contextmanager

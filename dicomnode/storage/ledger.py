@@ -457,7 +457,7 @@ def _conflict_counts(session: Session, instance_ids: Sequence[int]) -> dict[int,
         .where(ConflictTable.instance_id.in_(instance_ids))
         .group_by(ConflictTable.instance_id)
     )
-    return dict(rows.tuples().all())
+    return {row[0]: row[1] for row in rows}
 
 
 def _state_by_evidence(session: Session, instance_id: int) -> InstanceState:

@@ -29,8 +29,8 @@ class Outbox:
         """Claim up to `most` due deliveries for one destination and count an attempt for each.
 
         Those with the fewest attempts come first, so that one that fails (or kills the sender) again and again stands behind
-        the others. A claim that its sender does not finish within `lease` is free for any sender, and for the same sender at once: it
-        serves a destination in one thread, so that an older claim of its own is one that it died with.
+        the others. A claim that its sender does not finish within `lease` is free for any sender. For the same sender it is free
+        at once: it serves a destination in one thread, so that an older claim of its own is one that it died with.
         """
         with writing(self.engine) as session:
             rows = session.scalars(

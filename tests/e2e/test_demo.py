@@ -1,0 +1,60 @@
+"""The demonstration, whole: node, modality and archive as real processes and real associations."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from dicomnode import demo
+from dicomnode.errors import ConfigurationError
+from dicomnode.inference.bundle import SHIPPED
+from tests.tiny_bundle import write_tiny_bundle
+from tests.written_objects import radiograph_dataset, write
+
+
+def run(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "dicomnode.cli", "demo", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
+
+
+@pytest.mark.e2e
+def test_a_radiograph_comes_back_as_report_and_overlay(tmp_path: Path) -> None:
+    """With the shipped model and example where they are there, else with a tiny random model: the way is the same."""
+    shipped = demo.EXAMPLE.is_file() and (SHIPPED / "model.json").is_file()
+    other: list[str | Path] = []
+    if not shipped:
+        bundle = write_tiny_bundle(tmp_path / "bundle")
+        source = write(tmp_path / "hip.dcm", radiograph_dataset())
+        other = ["--radiograph", source, "--set", f"worker.model_folder={bundle}"]
+    done = run("--output", tmp_path / "demo", *other)
+    assert done.returncode == 0, done.stdout + done.stderr
+    for name in ("archive/report.dcm", "archive/overlay.dcm", "overlay.png", "node.log"):
+        assert (tmp_path / "demo" / name).stat().st_size > 0
+    assert "Measurement Report received by ARCHIVE" in done.stdout
+    assert "trained on simulated radiographs" in " ".join(done.stdout.split())
+    if shipped:
+        assert "g/cm2" in done.stdout
+
+
+@pytest.mark.e2e
+def test_a_node_that_does_not_start_is_a_failure_with_its_last_words(tmp_path: Path) -> None:
+    source = write(tmp_path / "hip.dcm", radiograph_dataset())
+    done = run("--output", tmp_path / "demo", "--radiograph", source, "--set", "database.url=mysql://nowhere/x")
+    assert done.returncode == 1
+    assert "node did not start" in " ".join(done.stderr.split())
+    assert "expected a SQLite file or PostgreSQL" in " ".join(done.stderr.split())
+
+
+def test_a_folder_of_something_else_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "thesis.txt").write_text("years of work", encoding="utf-8")
+    with pytest.raises(ConfigurationError, match="not of a demonstration"):
+        demo.fresh_folder(tmp_path)
+    assert (tmp_path / "thesis.txt").exists()
+
+
+def test_an_earlier_demonstration_is_replaced(tmp_path: Path) -> None:
+    demo.fresh_folder(tmp_path / "demo")
+    (tmp_path / "demo" / "old.dcm").touch()
+    demo.fresh_folder(tmp_path / "demo")
+    assert [path.name for path in (tmp_path / "demo").iterdir()] == [demo.MARKER]
