@@ -1,0 +1,69 @@
+"""The composition root: first start, identities, and what is handed to whom."""
+
+from pathlib import Path
+
+import pytest
+
+from dicomnode.bootstrap import PROGRAMS, Composition, executor_id, open_peers, prepare, write_configuration
+from dicomnode.config import load_configuration
+from dicomnode.domain.measurement import Region
+from dicomnode.domain.radiograph import Patient, Sex
+from dicomnode.errors import BundleError, ConfigurationError
+from tests.tiny_bundle import write_tiny_bundle
+
+
+def test_the_executor_keeps_its_name_over_restarts_and_differs_between_nodes(tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+    assert executor_id(tmp_path / "one") == executor_id(tmp_path / "one")
+    assert executor_id(tmp_path / "one") != executor_id(tmp_path / "two")
+    assert [path.name for path in (tmp_path / "one").iterdir()] == ["executor-id"]
+
+
+def test_ae_titles_are_imported_once_and_then_left_to_the_administrator(tmp_path: Path) -> None:
+    (tmp_path / "node.toml").write_text('[node]\ndata_folder = "data"\n', encoding="utf-8")
+    (tmp_path / "ae.toml").write_text(
+        '[[ae]]\nae_title = "A"\nmay_send = true\ncalls_from = "192.0.2.1"\ndescription = "Room 1"\n', encoding="utf-8"
+    )
+    configuration = load_configuration(tmp_path)
+    assert prepare(configuration) == 1
+    assert prepare(configuration) == 0
+    (ae,) = open_peers(configuration).all()
+    assert (ae.ae_title, ae.may_send, ae.calls_from, ae.description) == ("A", True, "192.0.2.1", "Room 1")
+
+
+def test_a_data_folder_that_is_a_file_is_told(tmp_path: Path) -> None:
+    (tmp_path / "data").write_text("", encoding="utf-8")
+    with pytest.raises(ConfigurationError, match=r"node\.data_folder"):
+        prepare(load_configuration(overrides=[f"node.data_folder={tmp_path / 'data'}"]))
+
+
+def test_a_configuration_folder_that_is_a_file_is_told(tmp_path: Path) -> None:
+    (tmp_path / "conf").write_text("", encoding="utf-8")
+    with pytest.raises(ConfigurationError, match="cannot be written"):
+        write_configuration(tmp_path / "conf")
+
+
+def test_the_written_configuration_is_valid(tmp_path: Path) -> None:
+    assert [path.name for path in write_configuration(tmp_path / "conf" / "node.toml")] == ["node.toml", "ae.toml"]
+    assert load_configuration(tmp_path / "conf").settings.node.ae_title == "DICOMNODE"
+
+
+def test_the_node_has_three_programs() -> None:
+    assert list(PROGRAMS) == ["receiver", "worker", "sender"]
+
+
+def test_a_simulation_trained_model_puts_its_proviso_beside_every_score(tmp_path: Path) -> None:
+    bundle = write_tiny_bundle(tmp_path / "bundle")
+    composition = Composition(load_configuration(overrides=[f"worker.model_folder={bundle}"]))
+    patient = Patient(Sex.FEMALE, age_years_stated=70.0)
+    assessment = composition._assess(Region.TOTAL_HIP, 0.8, patient)
+    assert composition.model.trained_on_simulation
+    assert "DXA scale" in assessment.note
+    assert set(composition._curves(patient)) == {Region.TOTAL_HIP, Region.FEMORAL_NECK}
+
+
+def test_a_missing_model_is_a_bundle_error(tmp_path: Path) -> None:
+    composition = Composition(load_configuration(overrides=[f"worker.model_folder={tmp_path}"]))
+    with pytest.raises(BundleError):
+        composition.warm_up()
