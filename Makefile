@@ -59,13 +59,18 @@ lint: $(VENV)/development.stamp  ## ruff, mypy --strict, import-linter
 bench: $(VENV)/development.stamp  ## C-STORE against storescp and Orthanc, seconds to the report, network seconds
 	@$(BIN)/python -m benchmarks
 
-.PHONY: train
-train: $(VENV)/development.stamp  ## evaluate the shipped model on held-out phantoms
+.PHONY: evaluate
+evaluate: $(VENV)/development.stamp  ## measure the shipped model on held-out phantoms: figures, scatter, Bland-Altman
 	@$(BIN)/python -m training evaluate
 
+.PHONY: train
+train: $(VENV)/development.stamp  ## make the simulated pairs and train the networks (hours)
+	@$(BIN)/python -m training pairs
+	@$(BIN)/python -m training train
+
 .PHONY: model
-model: $(VENV)/development.stamp  ## train and export the shipped model again (hours)
-	@$(BIN)/python -m training model
+model: $(VENV)/development.stamp  ## all of it: pairs, training, evaluation, export of the shipped bundle (hours)
+	@$(BIN)/python -m training build
 
 .PHONY: clean
 clean:  ## remove .venv, caches, demo and test leftovers
