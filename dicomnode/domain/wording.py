@@ -56,6 +56,7 @@ class Wording:
     class_bands: tuple[str, str, str]
     """Normal, low bone mass, osteoporosis, as the chart names its bands."""
     decomposed_bone: str
+    magnified_radiograph: str
     no_reference: str
     criteria: str
     model: str
@@ -148,6 +149,7 @@ _ENGLISH = Wording(
     young_adult_mean="young adult mean",
     class_bands=("Normal", "Low bone mass", "Osteoporosis"),
     decomposed_bone="decomposed femur, areal density",
+    magnified_radiograph="radiograph, magnified",
     no_reference="No reference population for this patient",
     criteria="Criteria",
     model="Model",
@@ -238,6 +240,7 @@ _JAPANESE = Wording(
     young_adult_mean="若年成人平均",
     class_bands=("正常", "骨量減少", "骨粗鬆症"),
     decomposed_bone="分解された大腿骨の面積密度",
+    magnified_radiograph="X線像（拡大）",
     no_reference="この患者に適用できる基準集団がありません",
     criteria="判定基準",
     model="モデル",

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from dicomnode.dicom.overlay import HEIGHT_PX, WIDTH_PX, render_overlay, window_for_display
 from dicomnode.dicom.overlay.chart import draw_chart
-from dicomnode.dicom.overlay.maps import coloured, full_scale_g_cm2
+from dicomnode.dicom.overlay.maps import MAGNIFIED, coloured, full_scale_g_cm2, magnified_hip
 from dicomnode.dicom.overlay.page import _language
 from dicomnode.dicom.overlay.radiograph import notice_of_hip, notice_of_image
 from dicomnode.dicom.overlay.style import (
@@ -32,6 +32,7 @@ from dicomnode.domain.radiograph import Patient, Sex, Side
 from dicomnode.domain.reference import ReferenceCurve
 from dicomnode.domain.reporting import ReportSettings
 from dicomnode.domain.wording import wording
+from dicomnode.inference.frame import HEAD_COLUMN, HEAD_ROW
 from tests.synthetic_hips import (
     CASES,
     COLUMNS,
@@ -254,6 +255,21 @@ def test_a_left_hip_is_mirrored_back_for_display() -> None:
     assert np.array_equal(left, right[:, ::-1])
 
 
+@pytest.mark.parametrize("side", Side)
+def test_the_magnified_radiograph_shows_what_lies_under_the_frame(side: Side) -> None:
+    maps = measured_hip(side).maps
+    assert maps is not None
+    ramp = np.broadcast_to(np.linspace(0, 1, COLUMNS, dtype=np.float32), (ROWS, COLUMNS))
+    picture = magnified_hip(maps, ramp, side)
+    rows, columns = maps.areal_density_g_cm2.shape
+    assert picture.shape == (MAGNIFIED * rows, MAGNIFIED * columns)
+    head = maps.image_from_frame @ (HEAD_COLUMN + 0.5, HEAD_ROW + 0.5, 1)
+    shown = HEAD_COLUMN if side is Side.RIGHT else columns - 1 - HEAD_COLUMN
+    assert picture[MAGNIFIED * HEAD_ROW + 1, MAGNIFIED * shown + 1] == pytest.approx(255 * head[0] / COLUMNS, abs=1.5)
+    across = picture[MAGNIFIED * HEAD_ROW, 60:-60:60].astype(int)
+    assert (np.diff(across) > 0).all(), "the patient's right stays at the viewer's left"
+
+
 def test_colours_cover_bone_only() -> None:
     maps = measured_hip(Side.RIGHT).maps
     assert maps is not None
@@ -308,6 +324,12 @@ def test_lines_break_between_words_and_between_japanese_characters_but_not_befor
     japanese = face.wrapped("これは長い文です。これも長い文です。", 60, 12)
     assert "".join(japanese) == "これは長い文です。これも長い文です。"
     assert not any(line.startswith("。") for line in japanese)
+
+
+def test_a_paragraph_too_long_ends_in_an_ellipsis_within_its_lines() -> None:
+    sheet = Sheet(200, 100, LATIN_FONT)
+    assert sheet.ground.paragraph(0, 0, "word " * 60, 150, 10, most_lines=2) == pytest.approx(28.0)
+    assert sheet.ground.paragraph(0, 0, "word", 150, 10, most_lines=2) == pytest.approx(14.0)
 
 
 def test_a_line_too_long_ends_in_an_ellipsis() -> None:

@@ -1,4 +1,4 @@
-"""The decomposed femur: areal density in colour over the faint radiograph, with its scale."""
+"""The decomposed femur: areal density in colour over the faint radiograph, with its scale; a single hip also magnified."""
 
 from collections.abc import Sequence
 
@@ -7,6 +7,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.patheffects import withStroke
 from numpy.typing import NDArray
+from PIL import Image
 
 from dicomnode.dicom.overlay.style import (
     DENSITY_COLOURS,
@@ -27,24 +28,31 @@ SCALE_WIDTH_PX = 76
 """Colour bar with its figures."""
 TITLE_PX = 30
 RULER_MM = 20.0
+MAGNIFIED = 3
+"""The frame has coarser pixels than the radiograph: as many are drawn for each."""
 LEAST_FULL_SCALE_G_CM2 = 1.2
 SEEN_FROM_G_CM2, OPAQUE_FROM_G_CM2 = 0.05, 0.25
 """Areal densities from which the colours begin to cover the radiograph, and cover it wholly."""
 
 
-def draw_maps(sheet: Sheet, box: Box, measurement: Measurement, words: Wording) -> None:
-    """Draw one map for each hip, the patient's right at the viewer's left, on one common colour scale."""
+def draw_maps(
+    sheet: Sheet, box: Box, measurement: Measurement, display_image: NDArray[np.float32] | None, words: Wording
+) -> None:
+    """Draw a map of each hip on one colour scale, the patient's right at the viewer's left.
+
+    A single hip has room beside it, and is shown there magnified and without colours.
+    """
     full_scale = full_scale_g_cm2([hip.maps.areal_density_g_cm2 for hip in measurement.hips if hip.maps is not None])
     hips = sorted(measurement.hips, key=lambda hip: hip.side is Side.LEFT)
-    width = (box.width - SCALE_WIDTH_PX - GAP_PX * len(hips)) / len(hips)
-    for number, hip in enumerate(hips):
-        _draw_map(sheet, Box(box.x + number * (width + GAP_PX), box.y, width, box.height), hip, full_scale, words)
-    _draw_scale(
-        sheet,
-        Box(box.right - SCALE_WIDTH_PX, box.y + TITLE_PX, SCALE_WIDTH_PX, box.height - TITLE_PX),
-        full_scale,
-        words,
-    )
+    magnified = len(hips) == 1 and display_image is not None and hips[0].maps is not None
+    panels = len(hips) + magnified
+    width = (box.width - SCALE_WIDTH_PX - GAP_PX * panels) / panels
+    places = [Box(box.x + number * (width + GAP_PX), box.y, width, box.height) for number in range(panels)]
+    if magnified and display_image is not None:
+        _draw_magnified(sheet, places.pop(0), hips[0], display_image, words)
+    for place, hip in zip(places, hips, strict=True):
+        _draw_map(sheet, place, hip, full_scale, words)
+    _draw_scale(sheet, box.inset(box.width - SCALE_WIDTH_PX, TITLE_PX, 0, 0), full_scale)
 
 
 def full_scale_g_cm2(densities: Sequence[NDArray[np.float32]]) -> float:
@@ -64,24 +72,72 @@ def coloured(maps: HipMaps, full_scale: float, side: Side) -> NDArray[np.float32
     return picture if side is Side.RIGHT else picture[:, ::-1]
 
 
+def magnified_hip(maps: HipMaps, display_image: NDArray[np.float32], side: Side) -> NDArray[np.uint8]:
+    """Resample the displayed radiograph into the frame, `MAGNIFIED` pixels to one of the frame's, as displayed."""
+    rows, columns = maps.areal_density_g_cm2.shape
+    image_from_output = maps.image_from_frame @ np.diag((1 / MAGNIFIED, 1 / MAGNIFIED, 1.0))
+    grey = Image.fromarray((display_image * 255).round().astype(np.uint8))
+    crop = grey.transform(
+        (columns * MAGNIFIED, rows * MAGNIFIED),
+        Image.Transform.AFFINE,
+        tuple(float(number) for number in image_from_output[:2].ravel()),
+        Image.Resampling.BICUBIC,
+    )
+    picture = np.asarray(crop)
+    return picture if side is Side.RIGHT else picture[:, ::-1]
+
+
+def _draw_magnified(
+    sheet: Sheet, box: Box, hip: HipMeasurement, display_image: NDArray[np.float32], words: Wording
+) -> None:
+    assert hip.maps is not None
+    axes = _frame(sheet, box, words.side[hip.side], words.magnified_radiograph, hip.maps)
+    picture = magnified_hip(hip.maps, display_image, hip.side)
+    axes.imshow(
+        picture, cmap="gray", vmin=0, vmax=255, extent=_extent(hip.maps), aspect="auto", interpolation="bilinear"
+    )
+    _finish(axes, sheet, hip)
+
+
 def _draw_map(sheet: Sheet, box: Box, hip: HipMeasurement, full_scale: float, words: Wording) -> None:
-    sheet.ground.text(box.x + 2, box.y + 0.4 * TITLE_PX, words.side[hip.side], 16, TEXT, bold=True)
-    frame = box.inset(0, TITLE_PX, 0, 0)
-    sheet.ground.panel(frame, colour="#000000", edge=RULE)
     if hip.maps is None or hip.status is not Status.MEASURED:
         reason = words.reason[hip.reason] if hip.reason else words.not_measurable
+        frame = _title(sheet, box, words.side[hip.side], "")
         sheet.ground.text(frame.x + frame.width / 2, frame.y + frame.height / 2, reason, 16, WARNING, across="center")
         return
-    offset = sheet.typeface.width_px(words.side[hip.side], 16, bold=True)
-    sheet.ground.text(box.x + 14 + offset, box.y + 0.4 * TITLE_PX, words.decomposed_bone, 13, MUTED)
-    rows, columns = hip.maps.areal_density_g_cm2.shape
-    axes = sheet.axes(frame.inset(3, 3, 3, 3).fitted(columns, rows))
-    axes.imshow(
-        coloured(hip.maps, full_scale, hip.side), extent=(0, columns, rows, 0), aspect="auto", interpolation="bilinear"
-    )
-    axes.set(xlim=(0, columns), ylim=(rows, 0))
-    _draw_contours(axes, hip, columns)
-    _draw_ruler(axes, sheet, hip.maps.spacing_mm, rows)
+    axes = _frame(sheet, box, words.side[hip.side], words.decomposed_bone, hip.maps)
+    picture = coloured(hip.maps, full_scale, hip.side)
+    axes.imshow(picture, extent=_extent(hip.maps), aspect="auto", interpolation="bilinear")
+    _finish(axes, sheet, hip)
+
+
+def _title(sheet: Sheet, box: Box, title: str, subtitle: str) -> Box:
+    """Write a panel's title and draw its ground; give the ground."""
+    y = box.y + 0.4 * TITLE_PX
+    sheet.ground.text(box.x + 2, y, title, 16, TEXT, bold=True)
+    sheet.ground.text(box.x + 14 + sheet.typeface.width_px(title, 16, bold=True), y, subtitle, 13, MUTED)
+    ground = box.inset(0, TITLE_PX, 0, 0)
+    sheet.ground.panel(ground, colour="#000000", edge=RULE)
+    return ground
+
+
+def _frame(sheet: Sheet, box: Box, title: str, subtitle: str, maps: HipMaps) -> Axes:
+    rows, columns = maps.areal_density_g_cm2.shape
+    return sheet.axes(_title(sheet, box, title, subtitle).inset(3, 3, 3, 3).fitted(columns, rows))
+
+
+def _extent(maps: HipMaps) -> tuple[float, float, float, float]:
+    rows, columns = maps.areal_density_g_cm2.shape
+    return 0, columns, rows, 0
+
+
+def _finish(axes: Axes, sheet: Sheet, hip: HipMeasurement) -> None:
+    """Contours and ruler over a picture of the frame."""
+    assert hip.maps is not None
+    left, right, bottom, top = _extent(hip.maps)
+    axes.set(xlim=(left, right), ylim=(bottom, top))
+    _draw_contours(axes, hip, int(right))
+    _draw_ruler(axes, sheet, hip.maps.spacing_mm, int(bottom))
 
 
 def _draw_contours(axes: Axes, hip: HipMeasurement, columns: int) -> None:
@@ -110,7 +166,7 @@ def _draw_ruler(axes: Axes, sheet: Sheet, spacing_mm: float, rows: int) -> None:
     )  # fmt: skip
 
 
-def _draw_scale(sheet: Sheet, box: Box, full_scale: float, words: Wording) -> None:
+def _draw_scale(sheet: Sheet, box: Box, full_scale: float) -> None:
     bar = Box(box.x + 6, box.y + 24, 18, box.height - 30)
     axes = sheet.axes(bar)
     axes.imshow(

@@ -84,17 +84,17 @@ def _draw_measured(
     upper = body.inset(0, 0, 0, TABLE_HEIGHT_PX + GAP_PX)
     lower = body.inset(0, body.height - TABLE_HEIGHT_PX, 0, 0)
     shape = (4, 5) if display_image is None else display_image.shape
-    width = _image_width(shape, upper, len(measurement.hips))
+    width = _image_width(shape, upper)
     draw_radiograph(sheet, upper.inset(0, 0, upper.width - width, 0), display_image, measurement, words)
-    draw_maps(sheet, upper.inset(width + GAP_PX, 0, 0, 0), measurement, words)
+    draw_maps(sheet, upper.inset(width + GAP_PX, 0, 0, 0), measurement, display_image, words)
     draw_table(sheet, lower.inset(0, 0, lower.width - TABLE_WIDTH_PX, 0), measurement, words)
     draw_chart(sheet, lower.inset(TABLE_WIDTH_PX + GAP_PX, 0, 0, 0), measurement, patient.age_years, references, words)
 
 
-def _image_width(shape: tuple[int, ...], upper: Box, hips: int) -> float:
-    """Give the radiograph what its shape asks for, and leave the maps room for the number of hips."""
+def _image_width(shape: tuple[int, ...], upper: Box) -> float:
+    """Give the radiograph what its shape asks for, and leave room for two maps."""
     wanted = (upper.height - 8) * shape[1] / shape[0] + 8
-    return float(np.clip(wanted, 420, upper.width - (760 if hips > 1 else 600)))
+    return float(np.clip(wanted, 420, upper.width - 760))
 
 
 def _draw_refused(

@@ -33,9 +33,12 @@ SUBREGIONS = (Region.FEMORAL_NECK, Region.TROCHANTER, Region.INTERTROCHANTER)
 def window_for_display(image: NDArray[np.float32]) -> NDArray[np.float32]:
     """Window a radiograph (larger is more attenuation) for display: 0 black, 1 white, bone bright.
 
-    The window spans the 2nd to the 99.7th percentile, so that neither open field nor a lead marker sets it.
+    The window spans the 1st to the 99.7th percentile of the middle of the image, so that neither open field, nor the unexposed
+    border outside the collimation, nor a lead marker sets it.
     """
-    low, high = np.percentile(image[:: max(1, image.shape[0] // 512), :: max(1, image.shape[1] // 512)], (2.0, 99.7))
+    rows, columns = image.shape
+    middle = image[rows // 5 : rows - rows // 5, columns // 5 : columns - columns // 5]
+    low, high = np.percentile(middle[:: max(1, rows // 512), :: max(1, columns // 512)], (1.0, 99.7))
     span = max(float(high - low), float(np.finfo(np.float32).tiny))
     windowed: NDArray[np.float32] = np.clip((image - np.float32(low)) / np.float32(span), 0.0, 1.0).astype(np.float32)
     return windowed
