@@ -10,6 +10,7 @@ import typing
 from enum import Enum
 from io import BytesIO
 from typing import Any, TypeVar
+from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
@@ -46,7 +47,7 @@ def load(kind: type[Value], content: bytes) -> Value:
         with np.load(BytesIO(content), allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
         value: Value = _typed(kind, json.loads(arrays.pop(TREE).tobytes()), arrays)
-    except (KeyError, TypeError, ValueError, OSError) as error:
+    except (KeyError, TypeError, ValueError, OSError, EOFError, BadZipFile) as error:
         raise PermanentFailure(
             f"checkpoint is no {kind.__name__}: {error}; measure again with dicomnode retry"
         ) from error

@@ -66,10 +66,6 @@ class Spool:
         """Make the folders. Readable by the service's user only: the files hold patients' data."""
         for folder in (INCOMING, INSTANCES, CHECKPOINTS, OBJECTS):
             (self.root / folder).mkdir(mode=0o700, parents=True, exist_ok=True)
-        for folder in (INSTANCES, CHECKPOINTS, OBJECTS):
-            for shard in range(256):
-                (self.root / folder / f"{shard:02x}").mkdir(mode=0o700, exist_ok=True)
-            _synchronise_folder(self.root / folder)
         _synchronise_folder(self.root)
 
     def absolute(self, path: str) -> Path:
@@ -118,6 +114,7 @@ class Spool:
         name = uuid.uuid4().hex
         path = f"{folder}/{name[:2]}/{name}{incoming.suffix}"
         target = self.root / path
+        _make_shard(target.parent)
         incoming.rename(target)
         try:
             _synchronise_folder(target.parent)
@@ -284,6 +281,15 @@ class Incoming:
 
     def _fail(self, error: OSError) -> None:
         self._failure = OutOfResources(f"spool {self._spool.root}: {error.strerror}")
+
+
+def _make_shard(folder: Path) -> None:
+    """Make one of the 256 folders below a kind of files, durably, unless it is there."""
+    try:
+        folder.mkdir(mode=0o700)
+    except FileExistsError:
+        return
+    _synchronise_folder(folder.parent)
 
 
 def _synchronise_folder(folder: Path) -> None:
