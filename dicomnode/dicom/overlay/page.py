@@ -171,5 +171,6 @@ def _draw_foot(
     remarks += dict.fromkeys(
         region.assessment.note for region in regions if region.assessment and region.assessment.note
     )
+    remarks += measurement.notes
     if remarks:
         sheet.ground.paragraph(MARGIN_PX, y, " ".join(remarks), width, 13, MUTED, most_lines=2)
