@@ -10,12 +10,11 @@ Copied is what can be valid text, number, UID or sequence; binary values (look-u
 import math
 import re
 import uuid
-import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from pydicom.charset import convert_encodings, default_encoding
+from pydicom.charset import default_encoding
 from pydicom.config import IGNORE
 from pydicom.datadict import keyword_for_tag, tag_for_keyword
 from pydicom.dataelem import DataElement, RawDataElement
@@ -25,6 +24,7 @@ from pydicom.valuerep import DSfloat
 
 from dicomnode.dicom.admission import is_valid_uid
 from dicomnode.dicom.attributes import calendar_date, text, values
+from dicomnode.dicom.reader import python_encodings
 from dicomnode.errors import CannotUnderstand
 
 _TYPE_2 = (
@@ -93,7 +93,7 @@ class _Copy:
 
     def __init__(self, source: Dataset, undeclared_character_set: str) -> None:
         self.source = source
-        self.undeclared_encoding = _python_encoding(undeclared_character_set)
+        self.undeclared_encoding = python_encodings(undeclared_character_set)[0]
         self.notes: list[str] = []
 
     def normalised(self) -> Normalised:
@@ -185,16 +185,10 @@ class _Copy:
                 setattr(copy, keyword, None if keyword.endswith("Number") and keyword != "AccessionNumber" else "")
 
 
-def _python_encoding(character_set: str) -> str:
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        return str(convert_encodings([character_set])[0])
-
-
 def _declares_characters(dataset: Dataset) -> bool:
     """Tell whether the data set declares more than the default repertoire (ISO_IR 6, that is, ASCII) in a term that exists."""
-    declared = [str(value).strip() for value in values(dataset, "SpecificCharacterSet")]
-    return bool(declared) and any(encoding != default_encoding for encoding in convert_encodings(declared))
+    declared = "\\".join(str(value) for value in values(dataset, "SpecificCharacterSet"))
+    return any(encoding != default_encoding for encoding in python_encodings(declared))
 
 
 def _undeclared_bytes(stored: DataElement | RawDataElement | None, written: str) -> bytes | None:

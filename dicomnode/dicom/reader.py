@@ -20,7 +20,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
-from pydicom.charset import convert_encodings
+from pydicom.charset import convert_encodings, python_encoding
 from pydicom.datadict import dictionary_VR
 from pydicom.dataelem import DataElement, RawDataElement
 from pydicom.dataset import Dataset, FileMetaDataset
@@ -82,14 +82,16 @@ _DEFAULT_CHARACTER_SET = "iso8859"
 class Limits:
     """What one object may cost. The defaults hold every radiograph a detector of today makes, with room."""
 
-    max_object_bytes: int = 512 * _MIB
+    max_object_bytes: int = 256 * _MIB
     """Size of the encoded object in the spool."""
-    max_inflated_bytes: int = 512 * _MIB
-    """Size of a deflated data set after inflation."""
+    max_inflated_bytes: int = 160 * _MIB
+    """Size of a deflated data set after inflation: pixels of `max_rows_columns` at 16 bits, and the header."""
     max_header_bytes: int = 16 * _MIB
     """Sum of the values kept from before the pixel data."""
     max_elements: int = 100_000
     """Elements, items and fragments that are walked over."""
+    max_items: int = 2_000
+    """Items of sequences that are kept, each a data set of some kilobytes in memory; CR and DX objects have dozens."""
     max_nesting: int = 16
     """Depth of sequences within sequences; CR and DX objects need six."""
     max_rows_columns: int = 1 << 26
@@ -298,6 +300,7 @@ class _Walk:
         self.pixels: PixelElement | None = None
         self.stopped_at = 0
         self._walked = 0
+        self._items = 0
         self._kept_bytes = 0
         self._stack: list[_OpenDataset | _OpenSequence] = []
 
@@ -398,7 +401,7 @@ class _Walk:
             tag, header.vr, header.length, value, header.value_at, header.vr is None, dataset.little
         )
         if header.tag == _SPECIFIC_CHARACTER_SET:
-            dataset.encoding = _python_encodings(value)
+            dataset.encoding = python_encodings(value.decode("latin-1"))
 
     def _open_sequence(self, dataset: _OpenDataset, header: _Header) -> None:
         depth = 1 + sum(isinstance(level, _OpenSequence) for level in self._stack)
@@ -446,6 +449,11 @@ class _Walk:
             self._open_item(sequence, start + 8, length)
 
     def _open_item(self, sequence: _OpenSequence, start: int, length: int) -> None:
+        self._items += sequence.keep
+        if self._items > self.limits.max_items:
+            raise CannotUnderstand(
+                f"the header holds more than {self.limits.max_items} items of sequences; no radiograph does"
+            )
         end = None if length == _UNDEFINED_LENGTH else start + length
         self._stack.append(
             _OpenDataset(
@@ -498,7 +506,22 @@ def _is_kept(tag: int, outer_is_kept: bool) -> bool:
     return outer_is_kept and not (private or overlay_or_curve or element == 0 or tag in _PIXEL_DATA_TAGS)
 
 
-def _python_encodings(character_sets: bytes) -> str | list[str]:
+def python_encodings(character_sets: str) -> list[str]:
+    """Return Python's encodings for a Specific Character Set (0008,0005), its values separated by backslashes.
+
+    Only defined terms count, however they are spelt ("ISO IR 192", "UTF-8"); what is none is taken as the default repertoire.
+    pydicom would look any other name up among Python's codecs.
+
+    Source: PS3.3 C.12.1.1.2.
+    """
+    terms = [_DEFINED_TERMS.get(_letters_and_digits(term), "") for term in character_sets.split("\\")]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return list(convert_encodings(character_sets.decode("latin-1").strip(" \0").split("\\")))
+        return list(convert_encodings(terms))
+
+
+def _letters_and_digits(term: str) -> str:
+    return "".join(character for character in term.upper() if character.isalnum())
+
+
+_DEFINED_TERMS = {_letters_and_digits(term): term for term in python_encoding} | {"UTF8": "ISO_IR 192"}

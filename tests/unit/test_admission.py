@@ -249,9 +249,18 @@ def test_a_header_that_is_too_large_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_header_of_too_many_elements_is_refused(tmp_path: Path) -> None:
-    empty_items = element(0x00400275, "SQ", b"", UNDEFINED) + item(b"") * 5000 + SEQUENCE_END
+    elements = b"".join(element(0x00400000 + number, "LO", b"") for number in range(1, 5000))
     with pytest.raises(CannotUnderstand, match="more than 4000 elements"):
-        _admit_bytes(tmp_path, file_of(identification() + empty_items), max_elements=4000)
+        _admit_bytes(tmp_path, file_of(identification() + elements), max_elements=4000)
+
+
+def test_a_header_of_too_many_items_is_refused_but_private_ones_do_not_count(tmp_path: Path) -> None:
+    def with_items(tag: int) -> bytes:
+        return file_of(identification() + element(tag, "SQ", b"", UNDEFINED) + item(b"") * 5000 + SEQUENCE_END)
+
+    with pytest.raises(CannotUnderstand, match="more than 2000 items"):
+        _admit_bytes(tmp_path, with_items(0x00400275))
+    assert _admit_bytes(tmp_path, with_items(0x00411001)).sop_instance_uid == SOP_INSTANCE_UID
 
 
 def test_an_object_that_is_too_large_is_refused_by_its_size_alone(tmp_path: Path) -> None:
