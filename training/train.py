@@ -2,9 +2,11 @@
 
 import json
 import logging
+import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -128,9 +130,7 @@ def _fit(
     optimizer = torch.optim.AdamW(
         network.parameters(), configuration.learning_rate, weight_decay=configuration.weight_decay
     )
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, configuration.learning_rate, total_steps=configuration.steps + 1, pct_start=0.1
-    )
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, partial(learning_rate_share, steps=configuration.steps))
     average_fn = torch.optim.swa_utils.get_ema_multi_avg_fn(configuration.ema)  # type: ignore[no-untyped-call]
     average = torch.optim.swa_utils.AveragedModel(network, multi_avg_fn=average_fn, use_buffers=True)
     checkpoint = folder / f"{name}.checkpoint.pt"
@@ -172,6 +172,14 @@ def _fit(
                 )
     torch.save(average.module.state_dict(), done)
     checkpoint.unlink(missing_ok=True)
+
+
+def learning_rate_share(step: int, steps: int) -> float:
+    """Share of the peak learning rate at a step: a linear rise over the first tenth, then half a cosine down to zero."""
+    rise = steps / 10
+    if step < rise:
+        return (step + 1) / (rise + 1)
+    return 0.5 * (1 + math.cos(math.pi * min(1.0, (step - rise) / (steps - rise))))
 
 
 def _initialised(network: HipNet) -> HipNet:
