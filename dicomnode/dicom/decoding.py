@@ -6,7 +6,7 @@ Each transfer syntax has one named decoder, so that pixels do not depend on whic
 import struct
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -155,23 +155,28 @@ def decode(encoded: EncodedObject, layout: PixelLayout) -> tuple[NDArray[np.inte
         return _decode_native(encoded, layout)
     if encoded.pixels.length_bytes is not None:
         raise _unreadable("the transfer syntax is a compressed one, the pixel data are not encapsulated")
-    codestream = b"".join(_fragments(encoded))
+    frame = b"".join(_fragments(encoded))
     if syntax == RLELossless:
-        return _decode_rle(codestream, layout), ()
+        return _decode_rle(frame, layout), ()
     if syntax != JPEGExtended12Bit and syntax not in _PLUGIN_OF:
         raise _unreadable(f"pixel data in {UID(syntax).name!a} are not decoded")
-    _check_codestream(codestream, layout)
+    values = _decode_codestream(frame, layout, UID(syntax))
+    return values, _range_notes(values, layout)
+
+
+def _decode_codestream(codestream: bytes, layout: PixelLayout, syntax: UID) -> NDArray[np.integer]:
+    """Decode a JPEG, JPEG-LS or JPEG 2000 codestream whose stated size is that of the header."""
+    decoded_layout = _layout_of_codestream(codestream, layout, syntax)
     try:
-        values = (
-            _decode_extended(codestream, layout)
-            if syntax == JPEGExtended12Bit
-            else _decode_plugin(codestream, layout, UID(syntax))
-        )
+        if syntax == JPEGExtended12Bit:
+            values = _decode_extended(codestream, decoded_layout)
+        else:
+            values = _decode_plugin(codestream, decoded_layout, syntax)
     except _DECODER_FAILURES as error:
-        raise _unreadable(f"the {UID(syntax).name} picture cannot be decoded ({type(error).__name__})") from error
+        raise _unreadable(f"the {syntax.name} picture cannot be decoded ({type(error).__name__})") from error
     if values.shape != (layout.rows, layout.columns):
         raise _unreadable(f"the decoded picture is {values.shape}, the header states {layout.rows} x {layout.columns}")
-    return values, _range_notes(values, layout)
+    return values
 
 
 def _range_notes(values: NDArray[np.integer], layout: PixelLayout) -> tuple[str, ...]:
@@ -244,8 +249,12 @@ def _items(stream: BinaryIO, encoded: EncodedObject) -> Iterator[bytes]:
         yield stream.read(length)
 
 
-def _check_codestream(codestream: bytes, layout: PixelLayout) -> None:
-    """Compare what the codestream states with the header, before a decoder allocates it."""
+def _layout_of_codestream(codestream: bytes, layout: PixelLayout, syntax: UID) -> PixelLayout:
+    """Compare what the codestream states with the header, before a decoder allocates it, and say what the decoder will give.
+
+    Raises:
+        NotMeasurable: (UNREADABLE) the codestream states another size, several components, or more bits than allocated.
+    """
     size = frame_size(codestream)
     if (size.rows, size.columns, size.components) != (layout.rows, layout.columns, 1):
         raise _unreadable(
@@ -254,6 +263,12 @@ def _check_codestream(codestream: bytes, layout: PixelLayout) -> None:
         )
     if not 2 <= size.bits <= layout.bits_allocated:
         raise _unreadable(f"the compressed picture has {size.bits} bits, Bits Allocated is {layout.bits_allocated}")
+    if size.bits == 8 and syntax in (JPEGBaseline8Bit, JPEGExtended12Bit):
+        # Decoders of the DCT processes give bytes then, also where the header allocates 16 bits.
+        return replace(
+            layout, bits_allocated=8, bits_stored=min(layout.bits_stored, 8), high_bit=min(layout.high_bit, 7)
+        )
+    return layout
 
 
 def _decode_plugin(codestream: bytes, layout: PixelLayout, syntax: UID) -> NDArray[np.integer]:

@@ -38,7 +38,8 @@ class LookupTable:
     entries: NDArray[np.float32]
 
     def __call__(self, image: NDArray[np.generic]) -> NDArray[np.float32]:
-        index = np.clip(np.rint(image).astype(np.int64) - self.first, 0, len(self.entries) - 1)
+        index = np.rint(image).astype(np.int32) - np.int32(self.first)
+        np.clip(index, 0, len(self.entries) - 1, out=index)
         looked_up: NDArray[np.float32] = self.entries[index]
         return looked_up
 

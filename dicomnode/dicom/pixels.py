@@ -15,8 +15,8 @@ from dicomnode.domain.measurement import Reason
 from dicomnode.domain.radiograph import AcquisitionGeometry, Patient, Radiograph, Sex, Side
 from dicomnode.errors import CannotUnderstand, NotMeasurable
 
-_RADIOGRAPH_MODALITIES = frozenset({"CR", "DX", "RG"})
-"""Projection radiography that can show a hip. Source: PS3.3 C.7.3.1.1.1."""
+_RADIOGRAPH_MODALITIES = frozenset({"CR", "DX", "RG", "DR"})
+"""Projection radiography that can show a hip. Source: PS3.3 C.7.3.1.1.1; DR is no defined term, but early detectors write it."""
 _UNTOLD_MODALITIES = frozenset({"", "OT"})
 _SPACING_RANGE_MM = (0.01, 2.0)
 """Detectors of radiography lie between 0.05 and 0.4 mm; anything outside this range is a slip of unit or an empty default."""

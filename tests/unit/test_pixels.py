@@ -106,6 +106,17 @@ def test_lossy_jpeg_is_as_dcmtk_decodes_it_and_the_right_way_round(
     assert radiograph.lossy
 
 
+@pytest.mark.parametrize("option", ["+eb", "+ee", "+e1"])
+def test_eight_bits_may_be_allocated_sixteen(tmp_path: Path, dcmtk: Path, option: str) -> None:
+    image = hip_like() >> 4
+    path = compressed_by_dcmtk(tmp_path / "object.dcm", radiograph_dataset(image, BitsStored=8), dcmtk, option)
+    expected = _decoded_by_dcmtk(path, dcmtk)
+    dataset = pydicom.dcmread(path)
+    dataset.BitsAllocated = 16
+    dataset.save_as(path)
+    assert np.abs(read_radiograph(path).image - expected).max() <= 2
+
+
 def test_near_lossless_jpeg_ls_is_within_its_bound_and_lossy(tmp_path: Path) -> None:
     path = compressed_by_pydicom(tmp_path / "object.dcm", radiograph_dataset(), JPEGLSNearLossless, jls_error=3)
     radiograph = read_radiograph(path)
