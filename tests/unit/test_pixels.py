@@ -2,6 +2,7 @@
 
 import struct
 import subprocess
+import sys
 from dataclasses import replace
 from datetime import date
 from pathlib import Path
@@ -115,6 +116,21 @@ def test_eight_bits_may_be_allocated_sixteen(tmp_path: Path, dcmtk: Path, option
     dataset.BitsAllocated = 16
     dataset.save_as(path)
     assert np.abs(read_radiograph(path).image - expected).max() <= 2
+
+
+def test_want_of_disk_is_not_blamed_on_the_object(tmp_path: Path, dcmtk: Path) -> None:
+    path = compressed_by_dcmtk(tmp_path / "object.dcm", radiograph_dataset(), dcmtk, "+ee")
+    program = (
+        "import pathlib, resource, sys, tempfile\n"
+        "from dicomnode.dicom.pixels import read_radiograph\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n"
+        "import signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "try: read_radiograph(pathlib.Path(sys.argv[1]))\n"
+        "except OSError as error: print('OSError', error.errno)\n"
+    )
+    root = Path(__file__).resolve().parents[2]
+    ran = subprocess.run([sys.executable, "-c", program, path], capture_output=True, text=True, cwd=root)
+    assert ran.stdout.startswith("OSError"), ran.stderr
 
 
 def test_near_lossless_jpeg_ls_is_within_its_bound_and_lossy(tmp_path: Path) -> None:
