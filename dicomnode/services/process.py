@@ -15,18 +15,22 @@ from dicomnode.errors import ConfigurationError
 
 PR_SET_PDEATHSIG = 1
 """Source: prctl(2), linux/prctl.h."""
+LIBC = ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None
 PARENT_POLL_S = 1.0
 
 
 def die_with_parent(parent_pid: int | None = None) -> None:
     """Have this process terminated when its parent ends, also by kill -9, so that no orphan holds ports and claims.
 
+    The supervisor has this done between fork and exec (it holds over an exec); a program that is started in another way calls it
+    first thing.
+
     Args:
-        parent_pid: the parent as the parent itself has told it; closes the gap in which it dies before this call.
+        parent_pid: the parent as the parent itself knows it: one that ends before this call is noticed too.
     """
     expected = parent_pid if parent_pid is not None else os.getppid()
-    if sys.platform == "linux":
-        ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+    if LIBC is not None:
+        LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
     else:
         threading.Thread(target=_watch_parent, args=(expected,), daemon=True).start()
     if os.getppid() != expected:

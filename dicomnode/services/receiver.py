@@ -13,7 +13,6 @@ from typing import Any
 
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.filebase import DicomBytesIO
-from pydicom.filereader import read_file_meta_info
 from pydicom.filewriter import write_file_meta_info
 from pydicom.uid import UID
 from pynetdicom import AE, evt
@@ -29,6 +28,8 @@ from dicomnode.dicom.admission import (
     admit,
     check_request,
 )
+from dicomnode.dicom.attributes import text
+from dicomnode.dicom.reader import read_encoded
 from dicomnode.dicom.status import DimseStatus
 from dicomnode.dicom.uids import IMPLEMENTATION_CLASS_UID
 from dicomnode.errors import CannotUnderstand, DicomNodeError, LedgerUnavailable, Refused
@@ -405,15 +406,15 @@ def describe(spool: Spool, path: str, limits: Limits) -> NewInstance:
         OSError: it cannot be read.
     """
     absolute = spool.absolute(path)
-    meta = read_file_meta_info(absolute)
-    admitted = admit(absolute, str(meta.MediaStorageSOPClassUID), str(meta.MediaStorageSOPInstanceUID), limits)
+    meta = read_encoded(absolute, limits).dataset.file_meta
+    admitted = admit(absolute, text(meta, "MediaStorageSOPClassUID"), text(meta, "MediaStorageSOPInstanceUID"), limits)
     sha256, size_bytes = spool.dataset_digest(path)
     return NewInstance(
         sop_instance_uid=admitted.sop_instance_uid,
         sop_class_uid=admitted.sop_class_uid,
         transfer_syntax_uid=admitted.transfer_syntax_uid,
         study_instance_uid=admitted.study_instance_uid,
-        calling_ae_title=str(meta.get("SourceApplicationEntityTitle", "")),
+        calling_ae_title=text(meta, "SourceApplicationEntityTitle"),
         called_ae_title="",
         peer_address="",
         dataset_sha256=sha256,

@@ -4,7 +4,9 @@ The programs meet only in the database and the spool; the supervisor knows no mo
 the same stderr, one line per event.
 """
 
+import functools
 import logging
+import os
 import signal
 import subprocess
 import threading
@@ -13,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from dicomnode.logline import line
-from dicomnode.services.process import stop_on_signals
+from dicomnode.services.process import LIBC, die_with_parent, stop_on_signals
 
 LOGGER = logging.getLogger(__name__)
 
@@ -29,6 +31,10 @@ class Restarts:
     """Cap of the delay, which doubles with each death."""
     steady_s: float = 60.0
     """A program that has run this long is taken for sound: its next restart is quick again."""
+
+    def delay_s(self, deaths: int) -> float:
+        """Give the delay after so many deaths in a row."""
+        return min(self.first_delay_s * 2.0 ** min(deaths - 1, 16), self.longest_delay_s)
 
 
 @dataclass(frozen=True)
@@ -59,15 +65,18 @@ class Child:
 
     def _start(self) -> None:
         # A session of its own: Ctrl-C in the terminal reaches the supervisor alone, which then stops its children in order.
-        self._process = subprocess.Popen(self.program.command, stdin=subprocess.DEVNULL, start_new_session=True)
+        # Tied to us before exec: a child that only did so itself would outlive a supervisor that dies while it still imports.
+        tie = functools.partial(die_with_parent, os.getpid()) if LIBC is not None else None
+        self._process = subprocess.Popen(
+            self.program.command, stdin=subprocess.DEVNULL, start_new_session=True, preexec_fn=tie
+        )
         self._started_at = time.monotonic()
         LOGGER.info(line("started", program=self.program.name, pid=self._process.pid))
 
     def _note_death(self, code: int) -> None:
         steady = time.monotonic() - self._started_at > self._restarts.steady_s
         self._deaths = 1 if steady else self._deaths + 1
-        doubled = self._restarts.first_delay_s * 2.0 ** min(self._deaths - 1, 16)
-        delay_s = min(doubled, self._restarts.longest_delay_s)
+        delay_s = self._restarts.delay_s(self._deaths)
         self._process, self._start_at = None, time.monotonic() + delay_s
         LOGGER.error(line("died", program=self.program.name, cause=_cause(code), restart_in_s=delay_s))
 

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,7 +21,6 @@ from pydicom.dataset import Dataset
 
 from dicomnode.storage import database
 from dicomnode.storage.ledger import Ledger
-from dicomnode.storage.outbox import Outbox
 from dicomnode.storage.rows import DeliveryState, InstanceState, Job
 from tests import node_kit
 from tests.node_kit import Archive, eventually, free_port, radiograph
@@ -37,9 +37,7 @@ class Node:
     folder: Path
     port: int
     archive: Archive
-    process: subprocess.Popen[bytes]
     ledger: Ledger
-    outbox: Outbox
 
     def arm(self, point: str, content: str = "") -> None:
         (self.folder / "armed" / point).write_text(content)
@@ -73,21 +71,27 @@ def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Node]:
     with Archive().listening() as archive:
         port = free_port()
         (folder / "node.json").write_text(json.dumps({"port": port, "archive_port": archive.port}))
-        with (folder / "node.log").open("wb") as log:
-            process = start(folder, log.fileno())
+        with (folder / "node.log").open("wb") as log, started(folder, log.fileno()):
             engine = database.open_engine(f"sqlite:///{folder / 'ledger.sqlite'}")
-            node = Node(folder, port, archive, process, Ledger(engine), Outbox(engine))
-            eventually(lambda: "worker working" in node.log(), "worker is up")
+            node = Node(folder, port, archive, Ledger(engine))
             yield node
-            process.send_signal(signal.SIGTERM)
-            assert process.wait(30) == 0
             engine.dispose()
     assert "killed, since it did not stop" not in node.log()
 
 
-def start(folder: Path, log: int) -> subprocess.Popen[bytes]:
+@contextmanager
+def started(folder: Path, log: int) -> Iterator[subprocess.Popen[bytes]]:
+    """A node that is up; at the end it is asked to stop, and must do so cleanly (unless the test has killed it)."""
+    lines = (folder / "node.log").read_text().count("worker working")
     command = [sys.executable, "-m", "tests.e2e.node_program", "all", str(folder)]
-    return subprocess.Popen(command, cwd=Path(__file__).parents[2], stdout=log, stderr=log)
+    process = subprocess.Popen(command, cwd=Path(__file__).parents[2], stdout=log, stderr=log)
+    try:
+        eventually(lambda: (folder / "node.log").read_text().count("worker working") > lines, "worker is up", 60)
+        yield process
+    finally:
+        if process.poll() is None:
+            process.terminate()
+            assert process.wait(40) == 0
 
 
 def is_alive(process: psutil.Process) -> bool:
@@ -190,17 +194,14 @@ def test_kill_minus_nine_of_the_supervisor_leaves_no_orphans_and_a_new_one_goes_
     port = free_port()
     with Archive().listening() as archive, (tmp_path / "node.log").open("wb") as log:
         (tmp_path / "node.json").write_text(json.dumps({"port": port, "archive_port": archive.port}))
-        first = start(tmp_path, log.fileno())
-        eventually(lambda: "worker working" in (tmp_path / "node.log").read_text(), "worker is up")
         source = radiograph(next(SEEDS))
-        children = psutil.Process(first.pid).children()
-        assert len(children) == 3
-        eventually(lambda: node_kit.send(port, [source]) == [0], "acknowledged")
-        first.kill()
-        first.wait()
+        with started(tmp_path, log.fileno()) as first:
+            children = psutil.Process(first.pid).children()
+            assert len(children) == 3
+            eventually(lambda: node_kit.send(port, [source]) == [0], "acknowledged")
+            first.kill()
+            first.wait()
         eventually(lambda: not any(map(is_alive, children)), "children have ended")
-        second = start(tmp_path, log.fileno())
-        eventually(lambda: results_of(source) <= archive.uids(), "delivered by the second node")
-        second.terminate()
-        assert second.wait(30) == 0
+        with started(tmp_path, log.fileno()):
+            eventually(lambda: results_of(source) <= archive.uids(), "delivered by the second node")
     assert len({(stored.sop_instance_uid, stored.sha256) for stored in archive.received}) == 2
