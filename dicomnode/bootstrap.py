@@ -223,8 +223,13 @@ def write_configuration(path: Path) -> list[Path]:
     return written
 
 
-def prepare(configuration: Configuration) -> int:
-    """Make spool and tables, migrate them, import the AE titles that are not known yet. Safe at every start.
+def prepare(configuration: Configuration, *, import_again: bool = False) -> int:
+    """Make spool and tables, migrate them, import the first AE titles. Safe at every start.
+
+    Args:
+        configuration: what to prepare.
+        import_again: import the AE titles that the ledger does not know even where it knows some. Else they are imported
+            into a ledger without any only: a title that an administrator removed must not come back by a restart.
 
     Returns:
         The number of AE titles that were imported.
@@ -247,7 +252,10 @@ def prepare(configuration: Configuration) -> int:
     workflow.prepare(configuration.database_url)
     engine = database.open_engine(configuration.database_url)
     try:
-        return Peers(engine).add_missing(new_ae(entity) for entity in configuration.application_entities.ae)
+        peers = Peers(engine)
+        if peers.all() and not import_again:
+            return 0
+        return peers.add_missing(new_ae(entity) for entity in configuration.application_entities.ae)
     finally:
         engine.dispose()
 

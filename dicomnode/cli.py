@@ -165,7 +165,7 @@ def init(config: ConfigOption = None, overrides: SetOption = None, debug: DebugO
     for written in bootstrap.write_configuration(folder):
         out.print(f"written   {written}")
     configuration = _configuration(folder, overrides)
-    imported = bootstrap.prepare(configuration)
+    imported = bootstrap.prepare(configuration, import_again=True)
     out.print(f"imported  {imported} AE title(s)")
     out.print(f"ready     {configuration.settings.node.data_folder}")
     out.print(f"Next: edit {folder}, then  dicomnode check --config {folder}  and  dicomnode serve --config {folder}")

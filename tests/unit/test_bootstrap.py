@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from dicomnode.bootstrap import PROGRAMS, Composition, executor_id, open_peers, prepare, write_configuration
-from dicomnode.config import load_configuration
+from dicomnode.bootstrap import PROGRAMS, Composition, executor_id, new_ae, open_peers, prepare, write_configuration
+from dicomnode.config import ApplicationEntity, load_configuration
 from dicomnode.domain.measurement import Region
 from dicomnode.domain.radiograph import Patient, Sex
 from dicomnode.errors import BundleError, ConfigurationError
@@ -27,9 +27,14 @@ def test_ae_titles_are_imported_once_and_then_left_to_the_administrator(tmp_path
     )
     configuration = load_configuration(tmp_path)
     assert prepare(configuration) == 1
-    assert prepare(configuration) == 0
-    (ae,) = open_peers(configuration).all()
+    peers = open_peers(configuration)
+    (ae,) = peers.all()
     assert (ae.ae_title, ae.may_send, ae.calls_from, ae.description) == ("A", True, "192.0.2.1", "Room 1")
+    peers.add(new_ae(ApplicationEntity("B", may_send=True)))
+    peers.remove("A")
+    assert prepare(configuration) == 0
+    assert [ae.ae_title for ae in peers.all()] == ["B"]
+    assert prepare(configuration, import_again=True) == 1
 
 
 def test_a_data_folder_that_is_a_file_is_told(tmp_path: Path) -> None:
