@@ -340,5 +340,3 @@ _CLEANERS: dict[str, Callable[[Dataset, str, str], str | None]] = {
     "UI": _clean_uid,
 }
 """How each VR is brought into its form (PS3.5 Table 6.2-1); None where it cannot be."""
-
-assert all(tag_for_keyword(keyword) is not None for keyword in _TYPE_2)
