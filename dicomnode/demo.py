@@ -44,7 +44,7 @@ SUCCESS, CANNOT_STORE = 0x0000, 0xA700
 WANTED = {ComprehensiveSRStorage: "report.dcm", SecondaryCaptureImageStorage: "overlay.dcm"}
 SAME_IN_ALL_GROUPS = ("276214006", "121071")
 """Finding category and finding of TID 1410 and 1501: anatomical structure, bone."""
-START_TIMEOUT_S = 60.0
+START_TIMEOUT_S = 120.0
 STOP_TIMEOUT_S = 20.0
 
 
