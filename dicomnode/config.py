@@ -13,6 +13,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
+from dicomnode import __version__
 from dicomnode.clinical.reference import ReferencePopulation, load_populations
 from dicomnode.clinical.scores import Criteria
 from dicomnode.errors import ConfigurationError
@@ -188,8 +189,9 @@ class Configuration:
 
     @property
     def digest(self) -> str:
-        """SHA-256 (hex) of all that can change a result; result UIDs derive from it."""
+        """SHA-256 (hex) of all that can change a result, this software's version included; result UIDs derive from it."""
         influential = {
+            "software": __version__,
             "report": dataclasses.asdict(self.settings.report),
             "population": _plain(self.population),
         }

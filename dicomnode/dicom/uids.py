@@ -51,4 +51,4 @@ def device_uid(manufacturer: str, model_name: str, serial_number: str, station_n
 
 
 IMPLEMENTATION_CLASS_UID = _derive("implementation", "dicomnode-bmd")
-"""Implementation Class UID (0002,0012) of the objects that this package writes. Source: PS3.7 D.3.3.2."""
+"""Implementation Class UID of the objects that this package writes (0002,0012) and of its associations. Source: PS3.7 D.3.3.2."""

@@ -15,7 +15,8 @@ import time
 from collections.abc import Callable
 from typing import Any, Protocol, cast
 
-from pynetdicom import _config
+from pydicom.uid import UID
+from pynetdicom import AE, _config
 from pynetdicom.association import Association
 from pynetdicom.dimse import DIMSEServiceProvider
 from pynetdicom.dimse_messages import C_STORE_RQ
@@ -23,6 +24,8 @@ from pynetdicom.events import Event
 from pynetdicom.pdu_primitives import P_DATA
 from pynetdicom.transport import AssociationSocket, ThreadedAssociationServer
 
+from dicomnode.dicom.equipment import Equipment
+from dicomnode.dicom.uids import IMPLEMENTATION_CLASS_UID
 from dicomnode.logline import line
 
 LOGGER = logging.getLogger(__name__)
@@ -34,6 +37,14 @@ LARGEST_NEGOTIATION_PDU_BYTES = 1 << 20
 
 # pynetdicom's standard handlers format a text for every PDU and message; our own lines say what matters.
 _config.LOG_HANDLER_LEVEL = "none"
+
+
+def application_entity(ae_title: str) -> AE:
+    """Make an application entity that announces itself as this software, not as the library beneath it."""
+    entity = AE(ae_title)
+    entity.implementation_class_uid = UID(IMPLEMENTATION_CLASS_UID)
+    entity.implementation_version_name = Equipment().implementation_version_name
+    return entity
 
 
 class DatasetSink(Protocol):

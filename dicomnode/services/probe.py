@@ -8,11 +8,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from pydicom.uid import UID, ComprehensiveSRStorage, SecondaryCaptureImageStorage
-from pynetdicom import AE
 from pynetdicom.association import Association
 from pynetdicom.sop_class import Verification  # type: ignore[attr-defined]
 
 from dicomnode.dicom.status import DimseStatus
+from dicomnode.services.association import application_entity
 from dicomnode.services.sender import TRANSFER_SYNTAXES
 
 RESULT_SOP_CLASSES = (ComprehensiveSRStorage, SecondaryCaptureImageStorage)
@@ -46,7 +46,7 @@ def probe(calling_ae_title: str, peer: Address, sop_class_uids: Sequence[UID], t
         socket.create_connection((peer.host, peer.port), timeout_s).close()
     except OSError as error:
         return Answer(failure=f"no connection ({error.strerror or error})")
-    entity = AE(ae_title=calling_ae_title)
+    entity = application_entity(calling_ae_title)
     entity.connection_timeout = entity.acse_timeout = entity.dimse_timeout = entity.network_timeout = timeout_s
     entity.add_requested_context(Verification)
     for sop_class_uid in sop_class_uids:

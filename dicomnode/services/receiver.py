@@ -34,7 +34,14 @@ from dicomnode.dicom.status import DimseStatus
 from dicomnode.dicom.uids import IMPLEMENTATION_CLASS_UID
 from dicomnode.errors import CannotUnderstand, DicomNodeError, LedgerUnavailable, Refused
 from dicomnode.logline import line
-from dicomnode.services.association import BoundedServer, SpooledDataset, address, close_sinks, spooling
+from dicomnode.services.association import (
+    BoundedServer,
+    SpooledDataset,
+    address,
+    application_entity,
+    close_sinks,
+    spooling,
+)
 from dicomnode.storage.ledger import Arrival, Enqueue, Ledger, Registration
 from dicomnode.storage.peers import Peers
 from dicomnode.storage.rows import Ae, NewInstance
@@ -370,7 +377,7 @@ def _sweep(receiver: Receiver) -> None:
 
 
 def _application_entity(settings: ReceiverSettings) -> AE:
-    entity = AE(settings.ae_title)
+    entity = application_entity(settings.ae_title)
     entity.maximum_pdu_size = settings.maximum_pdu_bytes
     entity.acse_timeout = settings.negotiation_timeout_s
     entity.dimse_timeout = settings.network_timeout_s

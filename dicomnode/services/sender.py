@@ -18,13 +18,14 @@ from io import BytesIO
 from pydicom import dcmread
 from pydicom.dataset import Dataset
 from pydicom.uid import UID, ExplicitVRLittleEndian, ImplicitVRLittleEndian
-from pynetdicom import AE, _config
+from pynetdicom import _config, evt
 from pynetdicom.association import Association
 
 from dicomnode.dicom.reader import read_encoded
 from dicomnode.dicom.status import Outcome, classify
 from dicomnode.errors import DicomNodeError, LedgerUnavailable, PermanentFailure
 from dicomnode.logline import line
+from dicomnode.services.association import application_entity
 from dicomnode.services.recheck import require_same_examination
 from dicomnode.storage.database import Clock, utc_now
 from dicomnode.storage.outbox import Outbox
@@ -174,19 +175,24 @@ class Sender:
     # -- association --------------------------------------------------------------------------------------------
 
     def _associate_and_send(self, peer: Ae, batch: Sequence[tuple[Due, Dataset]]) -> float:
-        association = self._associate(peer, {due.object.sop_class_uid for due, _ in batch})
-        if not association.is_established:
-            reason = rejection(association, peer)
-            return min(self._fail(due, None, reason) for due, _ in batch)
-        try:
-            return self._send_all(association, batch)
-        finally:
-            if association.is_established:
-                association.release()
+        association, connected = self._associate(peer, {due.object.sop_class_uid for due, _ in batch})
+        if association.is_established:
+            try:
+                return self._send_all(association, batch)
+            finally:
+                if association.is_established:
+                    association.release()
+        if association.rejected_contexts:
+            for due, _ in batch:
+                self._hold(due, None, no_context(due.object.sop_class_uid))
+            return 0.0
+        reason = failure(association, peer, connected)
+        return min(self._fail(due, None, reason) for due, _ in batch)
 
-    def _associate(self, peer: Ae, sop_class_uids: set[str]) -> Association:
+    def _associate(self, peer: Ae, sop_class_uids: set[str]) -> tuple[Association, bool]:
+        """Request an association; tell, too, whether there was a connection at all."""
         settings = self._settings
-        entity = AE(settings.ae_title)
+        entity = application_entity(settings.ae_title)
         entity.maximum_pdu_size = settings.maximum_pdu_bytes
         entity.connection_timeout = settings.connection_timeout_s
         entity.acse_timeout = settings.network_timeout_s
@@ -194,7 +200,10 @@ class Sender:
         entity.network_timeout = settings.network_timeout_s
         for sop_class_uid in sorted(sop_class_uids):
             entity.add_requested_context(sop_class_uid, TRANSFER_SYNTAXES)
-        return entity.associate(peer.host, peer.port or 0, ae_title=peer.ae_title)
+        connected = threading.Event()
+        handlers: list[evt.EventHandlerType] = [(evt.EVT_CONN_OPEN, lambda event: connected.set())]
+        association = entity.associate(peer.host, peer.port or 0, ae_title=peer.ae_title, evt_handlers=handlers)
+        return association, connected.is_set()
 
     def _send_all(self, association: Association, batch: Sequence[tuple[Due, Dataset]]) -> float:
         """Send one object after the other. Where the association ends, the rest is given back uncounted: it was not their fault."""
@@ -204,10 +213,7 @@ class Sender:
                 self._outbox.give_back([later.delivery.id for later, _ in batch[position:]])
                 return 0.0
             if due.object.sop_class_uid not in accepted:
-                name = UID(due.object.sop_class_uid).name
-                self._hold(
-                    due, None, f"destination accepts no presentation context for {name}; enable it there, then retry"
-                )
+                self._hold(due, None, no_context(due.object.sop_class_uid))
                 continue
             self._send(association, due, made)
         return 0.0
@@ -271,15 +277,20 @@ def serve(settings: SenderSettings, outbox: Outbox, peers: Peers, spool: Spool, 
     Sender(settings, outbox, peers, spool).run(stop)
 
 
-def rejection(association: Association, peer: Ae) -> str:
+def failure(association: Association, peer: Ae, connected: bool) -> str:
     """Word why an association was not established."""
     where = f"{peer.ae_title} at {peer.host}:{peer.port}"
+    if not connected:
+        return f"{where} cannot be reached"
     if association.is_rejected:
         answer = association.acceptor.primitive
         return f"{where} rejected the association: {getattr(answer, 'reason_str', 'no reason given')}"
-    if association.is_aborted:
-        return f"{where} aborted the association, or accepted no presentation context"
-    return f"{where} cannot be reached"
+    return f"{where} aborted the association or did not answer the request"
+
+
+def no_context(sop_class_uid: str) -> str:
+    """Word that the destination does not take a SOP class in any transfer syntax of ours."""
+    return f"destination accepts no presentation context for {UID(sop_class_uid).name}; enable it there, then retry"
 
 
 def _tell(level: int, event: str, due: Due, status: int | None, reason: str) -> None:

@@ -152,6 +152,12 @@ class InstanceWork:
             raise PermanentFailure(
                 f"the received file {instance.spool_path} is missing from the spool; send the image again"
             )
+        sha256, _ = self._spool.dataset_digest(instance.spool_path)
+        if sha256 != instance.dataset_sha256:
+            raise PermanentFailure(
+                f"the received file {instance.spool_path} has changed in the spool: its SHA-256 is not the one it was received "
+                "with; send the image again"
+            )
         return path
 
     def _write(self, made: Encoded) -> NewObject:

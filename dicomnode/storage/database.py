@@ -48,10 +48,11 @@ def upgrade(url: str) -> None:
 
     Raises:
         ConfigurationError: as `open_engine`.
+        LedgerUnavailable: the database cannot be reached or written.
     """
     engine = open_engine(url)
     try:
-        with engine.connect() as connection:
+        with _translated(), engine.connect() as connection:
             _lock_for_migration(connection)
             command.upgrade(_alembic(connection), "head")
             connection.commit()
