@@ -164,6 +164,8 @@ class Archive:
     accepted_syntaxes: Sequence[str] = (ExplicitVRLittleEndian, ImplicitVRLittleEndian)
     sop_classes: Sequence[str] = tuple(KINDS.values())
     received: list[Stored] = field(default_factory=list)
+    hang_up_on: set[str] = field(default_factory=set)
+    """UIDs at which it aborts instead of answering."""
     answer: Callable[["Archive", Stored], int] = lambda archive, stored: archive.duplicate_or_success(stored)
 
     def uids(self) -> set[str]:
@@ -187,6 +189,8 @@ class Archive:
             hashlib.sha256(encoded).hexdigest(),
         )
         self.received.append(stored)
+        if stored.sop_instance_uid in self.hang_up_on:
+            event.assoc.abort()
         return self.answer(self, stored)
 
     @contextmanager
