@@ -37,7 +37,7 @@ class NetworkConfiguration:
     learning_rate: float
     """Peak of a one-cycle schedule."""
     weight_decay: float = 1e-4
-    ema: float = 0.999
+    ema: float = 0.995
     """Decay of the exponential moving average of the weights, which is what is exported."""
 
 

@@ -27,7 +27,7 @@ from training.split import Split
 
 log = logging.getLogger(__name__)
 
-_SAVE_EVERY_STEPS = 200
+SAVE_EVERY_STEPS = 200
 _DECOMPOSER_INPUTS = 2
 
 Loss = Callable[[nn.Module, dict[str, Tensor]], dict[str, Tensor]]
@@ -43,27 +43,27 @@ def locator_shape(configuration: NetworkConfiguration) -> NetworkShape:
     return NetworkShape(_DECOMPOSER_INPUTS, len(LOCATOR_CHANNELS), configuration.widths)
 
 
-def train(run: RunConfiguration, pairs: Pairs, split: Split, folder: Path, *, workers: int = 1) -> None:
+def train(
+    run: RunConfiguration,
+    pairs: Pairs,
+    split: Split,
+    folder: Path,
+    *,
+    workers: int = 1,
+    save_every: int = SAVE_EVERY_STEPS,
+) -> None:
     """Train both networks; leaves `decomposer.pt` and `locator.pt` (EMA weights) and `losses.jsonl` in `folder`.
 
     An interrupted run goes on from its last checkpoint, with the same examples as if it had not been interrupted.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    torch.manual_seed(run.seed)
     hips = HipExamples(pairs, pairs.hips_of(split.training), run.seed)
-    _fit(
-        "decomposer",
-        HipNet(decomposer_shape(run.decomposer)),
-        _hip_loss,
-        hips,
-        run.decomposer,
-        run.seed,
-        folder,
-        workers,
-    )
+    decomposer = HipNet(decomposer_shape(run.decomposer))
+    _fit("decomposer", decomposer, _hip_loss, hips, run.decomposer, run.seed, folder, workers, save_every)
     overviews = OverviewExamples(pairs, split.training, run.seed)
-    _fit(
-        "locator", HipNet(locator_shape(run.locator)), _overview_loss, overviews, run.locator, run.seed, folder, workers
-    )
+    locator = HipNet(locator_shape(run.locator))
+    _fit("locator", locator, _overview_loss, overviews, run.locator, run.seed, folder, workers, save_every)
 
 
 class HipExamples(Dataset[dict[str, Any]]):
@@ -119,12 +119,12 @@ def _fit(
     seed: int,
     folder: Path,
     workers: int,
+    save_every: int,
 ) -> None:
     done = folder / f"{name}.pt"
     if done.exists():
         log.info("%s is trained already (%s)", name, done)
         return
-    torch.manual_seed(seed)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     network = _initialised(network).to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = torch.optim.AdamW(
@@ -163,7 +163,7 @@ def _fit(
                 smooth[key] = 0.98 * smooth.get(key, float(value)) + 0.02 * float(value)
             if step % 20 == 0:
                 progress.set_postfix({key: f"{value:.3f}" for key, value in smooth.items()}, refresh=False)
-            if (step + 1) % _SAVE_EVERY_STEPS == 0:
+            if (step + 1) % save_every == 0:
                 _save(checkpoint, parts, step + 1)
                 print(
                     json.dumps({"network": name, "step": step + 1, "time": time.time(), **smooth}),

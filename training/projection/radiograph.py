@@ -129,11 +129,18 @@ def random_exposure(rng: np.random.Generator) -> Exposure:
 
 
 def random_processing(rng: np.random.Generator) -> VendorProcessing:
-    """Draw a maker's processing; every range is an assumption, wide enough to span film look and strong equalisation."""
+    """Draw a maker's processing; every range is an assumption, wide enough to span film look and strong equalisation.
+
+    Multi-scale methods are turned up and down by one strength: what lifts fine structures evens out the coarse ones. So the
+    gains of the bands follow one number, each with 10 % of its own, and are not drawn apart.
+    """
     sigmoid = bool(rng.random() < 0.7)
+    strength = float(rng.uniform(0.0, 1.0))
+    fine, middle, coarse, base = np.array([1.0, 1.0, 1.0, 1.0]) + strength * np.array([1.2, 0.7, 0.35, -0.45])
+    own = np.exp(rng.normal(0.0, 0.1, 4).clip(-0.2, 0.2))
     return VendorProcessing(
-        band_gains=(_log_uniform(rng, 0.7, 3.0), _log_uniform(rng, 0.7, 2.2), _log_uniform(rng, 0.8, 1.6)),
-        base_gain=float(rng.uniform(0.4, 1.1)),
+        band_gains=(float(fine * own[0]), float(middle * own[1]), float(coarse * own[2])),
+        base_gain=float(base * own[3]),
         centre_quantile=float(rng.uniform(0.3, 0.75)),
         slope=_log_uniform(rng, 0.25, 0.8),
         sigmoid=sigmoid,

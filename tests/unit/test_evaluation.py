@@ -1,0 +1,118 @@
+"""From cases to limits, intervals, figures and the model card."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dicomnode.domain.measurement import Region
+from dicomnode.errors import ConfigurationError
+from training.config import load_run
+from training.evaluate import QUANTITIES, HipReading, RegionCase, summarise, write_evaluation
+from training.export import find_intervals, find_limits
+from training.model_card import model_card
+from training.whole import WholeCase
+
+SHIPPED_RUN = Path(__file__).resolve().parents[2] / "conf" / "training" / "hip.toml"
+
+
+def some_cases(count: int = 60, sd: float = 0.03) -> list[RegionCase]:
+    rng = np.random.default_rng(0)
+    cases = []
+    for number in range(count):
+        for region in Region:
+            truth = rng.normal(0.8, 0.15)
+            figures = {name: float(truth + rng.normal(0, sd)) for name in QUANTITIES}
+            true = {f"true_{name}": float(truth) for name in QUANTITIES}
+            cases.append(RegionCase(number, "R", region.value, "native", "", **true, **figures))
+    refused = {f"true_{name}": 0.8 for name in QUANTITIES}
+    cases.append(RegionCase(count, "L", Region.TOTAL_HIP.value, "implant", "implant", **refused))
+    return cases
+
+
+def test_intervals_cover_about_nine_of_ten_and_are_as_wide_as_the_errors_are() -> None:
+    intervals = find_intervals(some_cases(400))
+    half = intervals["total_hip"]["areal_bmd_g_cm2"]
+    assert half == pytest.approx(1.645 * 0.03, rel=0.15)  # the normal distribution's 90 %
+    summary = summarise(some_cases(400), intervals)
+    assert summary.coverage["total_hip"] == pytest.approx(0.9, abs=0.01)
+
+
+def test_refusals_are_counted_by_kind_and_reason() -> None:
+    summary = summarise(some_cases(), {})
+    assert summary.refusals == {"native": {"measured": 60}, "implant": {"implant": 1}}
+
+
+def test_whole_radiographs_are_summed_up_apart() -> None:
+    whole = [WholeCase(i, "R", "native", "measured", 0.7 + 0.01 * i, 0.71 + 0.01 * i) for i in range(5)]
+    whole.append(WholeCase(9, "L", "implant", "implant", 0.8, None))
+    figures = summarise(some_cases(), {}, whole).whole
+    assert figures["refusals"] == {"native": {"measured": 5}, "implant": {"implant": 1}}
+    assert figures["total_hip_areal_bmd_g_cm2"]["bias"] == pytest.approx(0.01)
+
+
+def test_limits_let_the_good_hips_pass_that_they_were_set_from() -> None:
+    rng = np.random.default_rng(0)
+    readings = [
+        HipReading("native", 0.99, 0.0, float(rng.normal(0.8, 0.05)), float(rng.normal(60, 8)), float(rng.normal(3, 4)))
+        for _ in range(200)
+    ]
+    limits = find_limits([*readings, HipReading("implant", 0.9, 30.0, 0.1, 50.0, None)])
+    assert all(reading.explained > limits.explained for reading in readings if reading.explained > 0.6)
+    assert limits.femur_area_cm2[0] < 30 < 80 < limits.femur_area_cm2[1]
+    assert limits.shaft_angle_deg[0] < -5 and limits.shaft_angle_deg[1] > 10
+    assert limits.metal_cm2 < 1
+
+
+def test_an_evaluation_leaves_figures_a_table_and_two_plots(tmp_path: Path) -> None:
+    cases = some_cases()
+    write_evaluation(tmp_path, cases, summarise(cases, find_intervals(cases)))
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "figures.json",
+        "cases.csv",
+        "scatter.png",
+        "bland_altman.png",
+    }
+    figures = json.loads((tmp_path / "figures.json").read_text())
+    assert figures["data"].startswith("simulated") and figures["agreement"]["total_hip"]["areal_bmd_g_cm2"]["n"] == 60
+
+
+def test_the_model_card_says_simulation_first_and_every_figure_of_the_document() -> None:
+    summary = summarise(some_cases(), find_intervals(some_cases()))
+    document = {
+        "name": "hip",
+        "version": "1",
+        "weights_sha256": "ab" * 32,
+        "frame": {"rows": 256, "columns": 192, "spacing_mm": 0.7},
+        "channels": [{"name": "femur_density", "unit": "g/cm2"}],
+        "figures": summary.as_dict(),
+        "provenance": {
+            "run": {"seed": 1, "pairs": {"count": 10, "seed": 2}},
+            "split": {"training": [0, 7], "validation": [8, 8], "test": [9, 9]},
+            "commit": "abc",
+            "torch": "2",
+            "numpy": "2",
+            "python": "3.11",
+            "data": "phantoms",
+        },
+    }
+    card = model_card(json.loads(json.dumps(document)))
+    assert "simulated radiographs of phantoms only" in card.split("## What it is")[0]
+    assert f"{summary.agreement['total_hip']['areal_bmd_g_cm2'].pearson_r:.3f}" in card
+    assert "1 implant" in card
+
+
+def test_the_shipped_run_is_readable_and_an_unknown_key_is_named(tmp_path: Path) -> None:
+    assert load_run(SHIPPED_RUN).decomposer.steps > 0
+    wrong = tmp_path / "run.toml"
+    wrong.write_text(SHIPPED_RUN.read_text().replace("[locator]\nwidths", "[locator]\nwidhts"))
+    with pytest.raises(ConfigurationError, match="widhts"):
+        load_run(wrong)
+
+
+def test_a_run_whose_split_leaves_nothing_to_train_on_is_refused(tmp_path: Path) -> None:
+    wrong = tmp_path / "run.toml"
+    wrong.write_text(SHIPPED_RUN.read_text().replace("test = 0.12", "test = 0.9"))
+    with pytest.raises(ConfigurationError, match="split"):
+        load_run(wrong)

@@ -1,0 +1,183 @@
+"""Learning: examples, losses, the loop and its resumption."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from dicomnode.inference import frame
+from dicomnode.inference.frame import Label
+from training.augment import finish_hip_example, hip_example, overview_example
+from training.config import (
+    NetworkConfiguration,
+    PairsConfiguration,
+    RunConfiguration,
+    SplitConfiguration,
+)
+from training.losses import HipBatch, decomposition_loss, edge_loss, map_loss, masked_mean, region_loss
+from training.pairs import Pairs, load_pairs, make_pairs
+from training.split import Split, split_subjects
+from training.targets import MARGIN_PX
+from training.train import learning_rate_share, train
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory: pytest.TempPathFactory) -> Pairs:
+    folder = tmp_path_factory.mktemp("pairs")
+    make_pairs(PairsConfiguration(count=2, seed=3), folder)
+    return load_pairs(folder)
+
+
+# --- examples -----------------------------------------------------------------------------------------------------------
+def test_an_example_has_the_frame_s_shape_and_follows_from_its_seed(pairs: Pairs) -> None:
+    hip = pairs.hip(0)
+    arrays = hip.materials.astype(np.float32), hip.targets.astype(np.float32), hip.labels
+    one = hip_example(*arrays, True, np.random.default_rng(5))
+    other = hip_example(*arrays, True, np.random.default_rng(5))
+    assert one.network_input.shape == (2, frame.ROWS, frame.COLUMNS)
+    assert one.maps.shape == (4, frame.ROWS, frame.COLUMNS)
+    np.testing.assert_array_equal(one.network_input, other.network_input)
+    np.testing.assert_array_equal(one.labels, other.labels)
+
+
+def test_no_example_of_a_wrong_view_is_called_good(pairs: Pairs) -> None:
+    hip = pairs.hip(0)
+    arrays = hip.materials.astype(np.float32), hip.targets.astype(np.float32), hip.labels
+    verdicts = [hip_example(*arrays, False, np.random.default_rng(seed)).verdict for seed in range(5)]
+    assert verdicts == [0.0] * 5
+
+
+def test_a_cut_field_is_unknown_to_the_network_s_mask_or_marked_in_the_target(pairs: Pairs) -> None:
+    hip = pairs.hip(1)
+    inner = np.s_[:, MARGIN_PX : MARGIN_PX + frame.ROWS, MARGIN_PX : MARGIN_PX + frame.COLUMNS]
+    planes = np.concatenate([hip.materials, hip.targets]).astype(np.float32)[inner]
+    labels = hip.labels[inner[1:]]
+    cut = [finish_hip_example(planes, labels, True, np.random.default_rng(seed)) for seed in range(12)]
+    assert any((example.field == 0).any() for example in cut)
+    for example in cut:
+        seen_outside = example.network_input[1][example.field == 0]
+        if example.field.min() == 0:
+            assert seen_outside.mean() <= 1.0
+        np.testing.assert_allclose(example.maps[:3], planes[4:], rtol=1e-6)
+
+
+def test_an_overview_marks_each_head_on_its_own_side_and_swaps_sides_when_mirrored(pairs: Pairs) -> None:
+    overview = pairs.overview(0)
+    materials = overview.materials.astype(np.float32)
+    for seed in range(10):
+        example = overview_example(materials, overview.heads_px, np.random.default_rng(seed))
+        peaks = [
+            np.unravel_index(channel.argmax(), channel.shape)[1] for channel in example.heat if channel.max() > 0.5
+        ]
+        if len(peaks) == 2:
+            assert peaks[0] < peaks[1]  # the right hip is at the left, as displayed
+
+
+# --- losses -------------------------------------------------------------------------------------------------------------
+def a_batch() -> HipBatch:
+    maps = torch.rand(2, 4, 32, 32)
+    labels = torch.randint(1, 6, (2, 32, 32))
+    blank = torch.zeros(2, 32, 32)
+    return HipBatch(torch.zeros(2, 2, 32, 32), maps, labels, blank, blank + 1, torch.ones(2))
+
+
+def test_a_perfect_decomposition_loses_nothing() -> None:
+    batch = a_batch()
+    logits = 60 * torch.nn.functional.one_hot(batch.labels, 6).permute(0, 3, 1, 2).float()
+    metal, field = batch.metal[:, None] - 60, batch.field[:, None] * 60
+    channels = torch.cat([batch.maps, logits, metal, field], 1)
+    terms = decomposition_loss(channels, torch.full((2, 1), 60.0), batch)
+    assert all(float(term) == pytest.approx(0, abs=1e-6) for term in terms.values())
+
+
+def test_region_loss_is_the_relative_error_of_mass() -> None:
+    batch = a_batch()
+    labels = torch.full((2, 32, 32), int(Label.NECK))
+    loss = region_loss(1.1 * batch.maps[:, :2], batch.maps[:, :2], labels, batch.field)
+    assert float(loss) == pytest.approx(0.1, rel=1e-4)
+
+
+def test_what_lies_outside_the_field_or_under_metal_is_not_learned_from() -> None:
+    batch = a_batch()
+    hidden = HipBatch(
+        batch.network_input, batch.maps, batch.labels, batch.metal, torch.zeros_like(batch.field), batch.verdict
+    )
+    terms = decomposition_loss(torch.rand(2, 12, 32, 32), torch.zeros(2, 1), hidden)
+    assert float(terms["maps"]) == 0 and float(terms["edges"]) == 0 and float(terms["labels"]) == 0
+    under_metal = HipBatch(
+        batch.network_input, batch.maps, batch.labels, torch.ones_like(batch.metal), batch.field, batch.verdict
+    )
+    assert float(decomposition_loss(torch.rand(2, 12, 32, 32), torch.zeros(2, 1), under_metal)["maps"]) == 0
+
+
+def test_map_and_edge_losses_have_their_closed_form() -> None:
+    target, weight = torch.zeros(1, 4, 8, 8), torch.ones(1, 8, 8)
+    assert float(map_loss(target + 1, target, weight)) == pytest.approx(1.0 + 0.5 + 0.5 + 0.02)
+    ramp = torch.arange(8.0)[None, None, :].expand(1, 8, 8)
+    assert float(edge_loss(ramp, torch.zeros(1, 8, 8), weight)) == pytest.approx(1.0)
+    assert float(masked_mean(ramp, torch.zeros(1, 8, 8))) == 0
+
+
+# --- the loop -----------------------------------------------------------------------------------------------------------
+def a_run(steps: int) -> RunConfiguration:
+    network = NetworkConfiguration((4, 6, 8), steps, 2, 1e-3)
+    return RunConfiguration("t", "0", 1, PairsConfiguration(2, 3), SplitConfiguration(0.1, 0.1), network, network)
+
+
+ALL = Split(np.array([0, 1]), np.array([0]), np.array([1]))
+
+
+def test_an_interrupted_run_goes_on_to_the_weights_it_would_have_had(pairs: Pairs, tmp_path: Path) -> None:
+    class Interrupted(Exception):
+        pass
+
+    class Stops(Pairs):
+        def overview(self, subject: int):  # type: ignore[no-untyped-def]
+            raise Interrupted
+
+    train(a_run(4), pairs, ALL, tmp_path / "whole", workers=0, save_every=2)
+    with pytest.raises(Interrupted):
+        train(a_run(4), Stops(pairs.folder, pairs.table), ALL, tmp_path / "parts", workers=0, save_every=2)
+    train(a_run(4), pairs, ALL, tmp_path / "parts", workers=0, save_every=2)
+    for name in ("decomposer.pt", "locator.pt"):
+        whole = torch.load(tmp_path / "whole" / name, weights_only=True)
+        parts = torch.load(tmp_path / "parts" / name, weights_only=True)
+        assert all(torch.equal(whole[key], parts[key]) for key in whole)
+
+
+def test_a_run_resumed_from_a_checkpoint_ends_like_one_that_was_not(pairs: Pairs, tmp_path: Path) -> None:
+    class Interrupted(Exception):
+        pass
+
+    class StopsAfter(Pairs):
+        def hip(self, number: int):  # type: ignore[no-untyped-def]
+            calls.append(number)
+            if len(calls) > 5:
+                raise Interrupted
+            return super().hip(number)
+
+    calls: list[int] = []
+    with pytest.raises(Interrupted):
+        train(a_run(4), StopsAfter(pairs.folder, pairs.table), ALL, tmp_path / "parts", workers=0, save_every=2)
+    assert (tmp_path / "parts" / "decomposer.checkpoint.pt").exists()
+    train(a_run(4), pairs, ALL, tmp_path / "parts", workers=0, save_every=2)
+    train(a_run(4), pairs, ALL, tmp_path / "whole", workers=0, save_every=2)
+    whole = torch.load(tmp_path / "whole" / "decomposer.pt", weights_only=True)
+    parts = torch.load(tmp_path / "parts" / "decomposer.pt", weights_only=True)
+    for key, value in whole.items():
+        torch.testing.assert_close(parts[key], value, rtol=1e-4, atol=1e-6)
+
+
+def test_the_learning_rate_rises_for_a_tenth_and_ends_at_zero() -> None:
+    shares = [learning_rate_share(step, 100) for step in range(101)]
+    assert max(shares) == pytest.approx(1.0, abs=0.01) and shares.index(max(shares)) in (9, 10)
+    assert shares[-1] == pytest.approx(0.0, abs=1e-9)
+    assert all(a >= b for a, b in zip(shares[10:], shares[11:], strict=False))
+
+
+def test_no_patient_is_in_two_parts_of_the_split() -> None:
+    split = split_subjects(100, SplitConfiguration(validation=0.12, test=0.2))
+    parts = [set(split.training.tolist()), set(split.validation.tolist()), set(split.test.tolist())]
+    assert [len(part) for part in parts] == [68, 12, 20]
+    assert set.union(*parts) == set(range(100)) and sum(map(len, parts)) == 100
