@@ -190,10 +190,10 @@ class Composition:
             raise CannotUnderstand("it has no SOP Instance UID: nothing can be said about it in a report")
         return uid
 
-    def _assess(self, region: Region, areal_bmd_g_cm2: float, patient: Patient) -> Assessment:
+    def _assess(self, region: Region, areal_bmd_g_cm2: Estimate, patient: Patient) -> Assessment:
         # A simulation knows no densitometer: only a model that was fitted to one may claim its scale.
         on_dxa_scale = not self.model.trained_on_simulation
-        return self.references.assess(region, Estimate(areal_bmd_g_cm2), patient, on_dxa_scale=on_dxa_scale)
+        return self.references.assess(region, areal_bmd_g_cm2, patient, on_dxa_scale=on_dxa_scale)
 
     def _curves(self, patient: Patient) -> dict[Region, Any]:
         curves = {region: self.references.curve(region, patient) for region in Region}

@@ -23,7 +23,7 @@ from dicomnode.inference import frame, regions
 from dicomnode.inference.plausibility import check_hip, check_region
 from dicomnode.inference.predictor import Decomposition, HipCandidate, Predictor
 
-Assess = Callable[[Region, float, Patient], Assessment | None]
+Assess = Callable[[Region, Estimate, Patient], Assessment | None]
 """(region, areal BMD in g/cm2, patient) to what a clinician reads; None where the reference population lacks the region."""
 
 
@@ -127,12 +127,13 @@ def _measure_region(
     figures = regions.figures(mask, decomposition.density_g_cm2, decomposition.path_cm)
     assert figures is not None, "check_region lets no empty region through"
     widths = intervals.get(region.value, {})
+    areal_bmd = _estimate(figures.areal_bmd_g_cm2, widths.get("areal_bmd_g_cm2"))
     return RegionMeasurement(
         region=region,
         status=Status.MEASURED,
-        assessment=assess(region, figures.areal_bmd_g_cm2, patient),
+        assessment=assess(region, areal_bmd, patient),
         contour_px=regions.contour(mask, decomposition.image_from_frame),
-        areal_bmd_g_cm2=_estimate(figures.areal_bmd_g_cm2, widths.get("areal_bmd_g_cm2")),
+        areal_bmd_g_cm2=areal_bmd,
         bmc_g=_estimate(figures.bmc_g, widths.get("bmc_g")),
         area_cm2=_estimate(figures.area_cm2, widths.get("area_cm2")),
         volumetric_bmd_mg_cm3=_estimate(figures.volumetric_bmd_mg_cm3, widths.get("volumetric_bmd_mg_cm3")),

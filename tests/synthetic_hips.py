@@ -122,9 +122,9 @@ def image_from_frame(side: Side) -> NDArray[np.float64]:
 
 def _contour_px(mask: NDArray[np.bool_], image_from_frame_: NDArray[np.float64]) -> NDArray[np.float32]:
     lines = contour_generator(z=np.pad(mask.astype(float), 1)).lines(0.5)
-    longest = max(lines, key=len) - 0.5  # contourpy's integer points are pixel centres; one pixel of padding
+    longest = max((np.asarray(one, float) for one in lines), key=len) - 0.5  # pixel centres, less the padding
     homogeneous = np.column_stack((longest, np.ones(len(longest)))) @ image_from_frame_.T
-    return homogeneous[:, :2].astype(np.float32)
+    return np.asarray(homogeneous[:, :2], np.float32)
 
 
 def _assessment(region: Region, areal_bmd: float) -> Assessment | None:
@@ -169,7 +169,7 @@ def _frame_of_radiograph(image_from_frame_: NDArray[np.float64]) -> NDArray[np.f
         for i in (1, 0)
     ]
     crop = map_coordinates(radiograph(), at, order=1, mode="nearest")
-    return ((crop - crop.mean()) / crop.std()).astype(np.float32)
+    return np.asarray((crop - crop.mean()) / crop.std(), np.float32)
 
 
 @cache
@@ -281,7 +281,7 @@ def radiograph() -> NDArray[np.float32]:
         ]
         image += 0.27 * map_coordinates(draw_femur(mineral).density_g_cm2, at, order=1, mode="constant")
     noise = np.random.default_rng(7).normal(0, 0.012, image.shape)
-    return np.clip(gaussian_filter(image, 1.2) + gaussian_filter(noise, 0.7), 0, 1).astype(np.float32)
+    return np.asarray(np.clip(gaussian_filter(image, 1.2) + gaussian_filter(noise, 0.7), 0, 1), np.float32)
 
 
 def source_dataset() -> Dataset:

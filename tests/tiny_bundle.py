@@ -21,10 +21,12 @@ def write_tiny_bundle(folder: Path) -> Path:
         "locator": NetworkShape(2, len(LOCATOR_CHANNELS), (4, 6, 8)),
         "decomposer": NetworkShape(2, len(CHANNELS), (4, 6, 8), len(VERDICTS)),
     }
-    tensors = {}
+    tensors: dict[str, torch.Tensor] = {}
     for name, shape in shapes.items():
         state = HipNet(shape).state_dict()
-        tensors |= {f"{name}.{key}": value.half() if value.is_floating_point() else value for key, value in state.items()}
+        tensors |= {
+            f"{name}.{key}": value.half() if value.is_floating_point() else value for key, value in state.items()
+        }
     weights = folder / "weights.safetensors"
     save_file(tensors, weights)
     document = {

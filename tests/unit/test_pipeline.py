@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from dicomnode.domain.measurement import Assessment, Measurement, ModelIdentity, Reason, Region, Status
+from dicomnode.domain.measurement import Assessment, Estimate, Measurement, ModelIdentity, Reason, Region, Status
 from dicomnode.domain.object_plane import ASSUMED_MAGNIFICATION, object_plane
 from dicomnode.domain.radiograph import AcquisitionGeometry, Patient, Radiograph, Side
 from dicomnode.inference.predictor import Decomposition, HipCandidate
@@ -43,8 +43,10 @@ def a_radiograph(**changes: Any) -> Radiograph:
     return replace(plain, **changes)
 
 
-def assess(region: Region, areal_bmd_g_cm2: float, patient: Patient) -> Assessment | None:
-    return Assessment("nobody", t_score=areal_bmd_g_cm2, percent_yam=None, z_score=None, classification=None, criteria="none")
+def assess(region: Region, areal_bmd: Estimate, patient: Patient) -> Assessment | None:
+    return Assessment(
+        "nobody", t_score=areal_bmd.value, percent_yam=None, z_score=None, classification=None, criteria="none"
+    )
 
 
 def run(predictor: FakePredictor, **changes: Any) -> Measurement:
@@ -64,7 +66,11 @@ def test_a_measurable_hip_has_figures_for_every_region_with_its_assessment() -> 
 
 def test_the_interval_of_the_bundle_surrounds_the_figure() -> None:
     total = run(FakePredictor({Side.RIGHT: a_femur()})).hips[0].regions[0]
-    assert total.areal_bmd_g_cm2 is not None and total.areal_bmd_g_cm2.low is not None and total.areal_bmd_g_cm2.high is not None
+    assert (
+        total.areal_bmd_g_cm2 is not None
+        and total.areal_bmd_g_cm2.low is not None
+        and total.areal_bmd_g_cm2.high is not None
+    )
     assert total.areal_bmd_g_cm2.high - total.areal_bmd_g_cm2.low == pytest.approx(0.1)
     assert total.bmc_g is not None and total.bmc_g.low is None  # the bundle holds no interval for it
 
@@ -96,7 +102,9 @@ def test_a_header_that_contradicts_the_image_s_side_is_refused() -> None:
 
 
 def test_an_assumed_magnification_is_said() -> None:
-    measurement = run(FakePredictor({Side.RIGHT: a_femur()}), geometry=AcquisitionGeometry(detector_spacing_mm=(0.2, 0.2)))
+    measurement = run(
+        FakePredictor({Side.RIGHT: a_femur()}), geometry=AcquisitionGeometry(detector_spacing_mm=(0.2, 0.2))
+    )
     assert any("assumed" in note for note in measurement.notes)
 
 
@@ -105,11 +113,21 @@ def test_an_assumed_magnification_is_said() -> None:
     [
         (AcquisitionGeometry(patient_spacing_mm=(0.15, 0.15), detector_spacing_mm=(0.2, 0.2)), 0.15, "calibrated"),
         (AcquisitionGeometry(detector_spacing_mm=(0.2, 0.2), sdd_mm=1150, spd_mm=1000), 0.2 / 1.15, "header"),
-        (AcquisitionGeometry(detector_spacing_mm=(0.2, 0.2), sdd_mm=1000, spd_mm=1000), 0.2 / ASSUMED_MAGNIFICATION, "assumed"),
-        (AcquisitionGeometry(detector_spacing_mm=(0.2, 0.2), magnification_stated=9.0), 0.2 / ASSUMED_MAGNIFICATION, "assumed"),
+        (
+            AcquisitionGeometry(detector_spacing_mm=(0.2, 0.2), sdd_mm=1000, spd_mm=1000),
+            0.2 / ASSUMED_MAGNIFICATION,
+            "assumed",
+        ),
+        (
+            AcquisitionGeometry(detector_spacing_mm=(0.2, 0.2), magnification_stated=9.0),
+            0.2 / ASSUMED_MAGNIFICATION,
+            "assumed",
+        ),
     ],
 )
-def test_the_object_plane_is_found_from_what_the_header_says(geometry: AcquisitionGeometry, spacing: float, source: str) -> None:
+def test_the_object_plane_is_found_from_what_the_header_says(
+    geometry: AcquisitionGeometry, spacing: float, source: str
+) -> None:
     plane = object_plane(geometry)
     assert plane is not None
     assert plane.spacing_mm == pytest.approx((spacing, spacing)) and plane.source == source

@@ -15,7 +15,12 @@ from dicomnode.inference.plausibility import check_hip, check_region, explained,
 from dicomnode.inference.predictor import Decomposition
 
 LIMITS = Limits(
-    locator_score=0.3, verdict=0.5, metal_cm2=0.5, explained=0.3, femur_area_cm2=(15.0, 120.0), shaft_angle_deg=(-15.0, 20.0)
+    locator_score=0.3,
+    verdict=0.5,
+    metal_cm2=0.5,
+    explained=0.3,
+    femur_area_cm2=(15.0, 120.0),
+    shaft_angle_deg=(-15.0, 20.0),
 )
 
 
@@ -30,7 +35,9 @@ def a_femur(shaft_lean_deg: float = 0.0) -> Decomposition:
     labels[(abs(rows - 95) < 18) & (columns >= 90) & (columns < 106)] = Label.NECK
     labels[(rows - 84) ** 2 + (columns - 126) ** 2 < 30**2] = Label.HEAD
     rng = np.random.default_rng(0)
-    density = np.where(labels > 0, 0.9 + 0.2 * ndimage.gaussian_filter(rng.standard_normal(labels.shape), 3) * 10, 0).astype(np.float32)
+    density = np.where(
+        labels > 0, 0.9 + 0.2 * ndimage.gaussian_filter(rng.standard_normal(labels.shape), 3) * 10, 0
+    ).astype(np.float32)
     return Decomposition(
         grey=(2 * density - 1 + 0.05 * rng.standard_normal(labels.shape)).astype(np.float32),
         density_g_cm2=density,
@@ -105,4 +112,7 @@ def test_a_field_that_ends_below_the_neck_leaves_the_neck_and_refuses_the_total_
 def test_a_total_hip_without_shaft_below_it_is_cut_off() -> None:
     femur = a_femur()
     with pytest.raises(NotMeasurable, match="lesser trochanter"):
-        check_region(replace(femur, labels=np.where(femur.labels == Label.SHAFT, 0, femur.labels).astype(np.uint8)), Region.TOTAL_HIP)
+        check_region(
+            replace(femur, labels=np.where(femur.labels == Label.SHAFT, 0, femur.labels).astype(np.uint8)),
+            Region.TOTAL_HIP,
+        )

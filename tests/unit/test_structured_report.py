@@ -7,6 +7,7 @@ from datetime import datetime
 from functools import cache
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -390,12 +391,8 @@ def test_standard_codes_mean_what_the_standard_says() -> None:
         "ja",
     }
     for code in _codes():
-        meanings = {
-            meaning
-            for entries in _concepts_dict.concepts.get(code.scheme_designator, {}).values()
-            for value, (meaning, _) in entries.items()
-            if value == code.value
-        }
+        entries: Any = _concepts_dict.concepts.get(code.scheme_designator, {}).values()
+        meanings = {meaning for entry in entries for value, (meaning, _) in entry.items() if value == code.value}
         if code.scheme_designator == codes.PRIVATE_SCHEME or code.value in outside_pydicom:
             continue
         known = {meaning.lower().removesuffix(" (attribute)") for meaning in meanings}

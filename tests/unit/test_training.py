@@ -1,5 +1,6 @@
 """Learning: examples, losses, the loop and its resumption."""
 
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -173,7 +174,7 @@ def test_the_learning_rate_rises_for_a_tenth_and_ends_at_zero() -> None:
     shares = [learning_rate_share(step, 100) for step in range(101)]
     assert max(shares) == pytest.approx(1.0, abs=0.01) and shares.index(max(shares)) in (9, 10)
     assert shares[-1] == pytest.approx(0.0, abs=1e-9)
-    assert all(a >= b for a, b in zip(shares[10:], shares[11:], strict=False))
+    assert all(a >= b for a, b in pairwise(shares[10:]))
 
 
 def test_no_patient_is_in_two_parts_of_the_split() -> None:
