@@ -10,7 +10,7 @@ from datetime import timedelta
 from enum import Enum
 from typing import Any
 
-from sqlalchemy import Engine, func, or_, select, update
+from sqlalchemy import ColumnElement, Engine, and_, exists, func, not_, or_, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
@@ -325,12 +325,17 @@ class Ledger:
 
     # -- for a person -------------------------------------------------------------------------------------------
 
-    def jobs(self, limit: int = 50, state: InstanceState | None = None) -> list[Job]:
-        """List instances, the latest first, with the number of their deliveries by state."""
+    def jobs(self, limit: int = 50, state: InstanceState | DeliveryState | None = None) -> list[Job]:
+        """List instances, the latest first, with the number of their deliveries by state.
+
+        Args:
+            limit: how many at most.
+            state: only those whose `Job.summary` is this; DISPATCHED: whatever became of their deliveries.
+        """
         with reading(self.engine) as session:
             query = select(InstanceTable).order_by(InstanceTable.id.desc()).limit(limit)
             if state is not None:
-                query = query.where(InstanceTable.state == state.value)
+                query = query.where(_summed_up_as(state))
             instances = [frozen(Instance, row) for row in session.scalars(query)]
             ids = [instance.id for instance in instances]
             deliveries = _delivery_counts(session, ids)
@@ -458,6 +463,27 @@ def _conflict_counts(session: Session, instance_ids: Sequence[int]) -> dict[int,
         .group_by(ConflictTable.instance_id)
     )
     return {row[0]: row[1] for row in rows}
+
+
+def _summed_up_as(state: InstanceState | DeliveryState) -> ColumnElement[bool]:
+    """Write `Job.summary` as a condition on instances."""
+    if isinstance(state, InstanceState):
+        return InstanceTable.state == state.value
+    held, pending = _has_delivery(DeliveryState.HELD), _has_delivery(DeliveryState.PENDING)
+    deliveries = {
+        DeliveryState.HELD: held,
+        DeliveryState.PENDING: and_(pending, not_(held)),
+        DeliveryState.DELIVERED: not_(or_(pending, held)),
+    }
+    return and_(InstanceTable.state == InstanceState.DISPATCHED.value, deliveries[state])
+
+
+def _has_delivery(state: DeliveryState) -> ColumnElement[bool]:
+    return exists().where(
+        DeliveryTable.object_id == ObjectTable.id,
+        ObjectTable.instance_id == InstanceTable.id,
+        DeliveryTable.state == state.value,
+    )
 
 
 def _state_by_evidence(session: Session, instance_id: int) -> InstanceState:

@@ -45,7 +45,23 @@ class Peers:
                 session.flush()
                 return frozen(Ae, row)
         except IntegrityError as error:
-            raise AlreadyExists(f"AE {new.ae_title} is configured already; remove it first") from error
+            raise AlreadyExists(f"AE {new.ae_title} is configured already; use: dicomnode ae change") from error
+
+    def change(self, new: NewAe) -> Ae:
+        """Give the peer of this title other properties. What is pending for it goes to its new address.
+
+        Raises:
+            NotFound: it is not configured.
+            ConfigurationError: as `add`.
+        """
+        _check(new)
+        with writing(self.engine) as session:
+            row = session.scalar(select(AeTable).where(AeTable.ae_title == new.ae_title))
+            if row is None:
+                raise NotFound(f"AE {new.ae_title} is not configured; see: dicomnode ae list")
+            for name, value in columns(new).items():
+                setattr(row, name, value)
+            return frozen(Ae, row)
 
     def add_missing(self, peers: Iterable[NewAe]) -> int:
         """Import peers at a first start; those that exist stay as they are. Give the number that was added."""
@@ -74,7 +90,8 @@ class Peers:
             )
             if waiting and not even_if_pending:
                 raise StillInUse(
-                    f"{waiting} deliveries to {ae_title} are pending; let them finish, or remove it by force"
+                    f"{waiting} deliveries to {ae_title} are pending; let them finish, correct its address (dicomnode ae change), "
+                    "or remove it with --force: then they wait for a person"
                 )
             session.delete(row)
 

@@ -374,6 +374,25 @@ def test_jobs_come_latest_first_and_by_state(ledger: Ledger, peers: Peers) -> No
     assert [job.instance.id for job in ledger.jobs(limit=1)] == [2]
 
 
+def test_jobs_are_found_by_the_word_that_their_list_shows(ledger: Ledger, peers: Peers, outbox: Outbox) -> None:
+    peers.add(ARCHIVE)
+    states: list[InstanceState | DeliveryState] = [*InstanceState, *DeliveryState]
+    seen = set()
+    for number, end in enumerate((None, outbox.delivered, outbox.held), 1):
+        dispatched(ledger, number)
+        claimed = outbox.claim("ARCHIVE", "sender-1", LEASE, 10)
+        for due in claimed if end else claimed[:0]:
+            assert end is not None
+            end(due.delivery.id, 0x0000, "")
+        (job,) = [job for job in ledger.jobs() if job.instance.id == number]
+        seen.add(job.summary)
+    ledger.register(new(4), nothing)
+    for job in ledger.jobs():
+        found = [state.value for state in states if job in ledger.jobs(state=state)]
+        assert found == [*([InstanceState.DISPATCHED.value] if job.summary in seen else []), job.summary]
+    assert seen == {"pending", "delivered", "held"}
+
+
 def test_the_summary_is_that_of_the_worst_delivery(ledger: Ledger, peers: Peers, outbox: Outbox) -> None:
     peers.add(ARCHIVE)
     dispatched(ledger)
@@ -440,10 +459,10 @@ def test_two_senders_never_claim_the_same_delivery(ledger: Ledger, peers: Peers,
         dispatched(ledger, number)
 
     def claim(sender: int) -> list[int]:
-        return [due.delivery.id for _ in range(10) for due in outbox.claim("ARCHIVE", f"sender-{sender}", LEASE, 1)]
+        return [due.delivery.id for due in outbox.claim("ARCHIVE", f"sender-{sender}", LEASE, 3)]
 
-    with ThreadPoolExecutor(4) as pool:
-        claimed = [identity for batch in pool.map(claim, range(4)) for identity in batch]
+    with ThreadPoolExecutor(8) as pool:
+        claimed = [identity for batch in pool.map(claim, range(8)) for identity in batch]
     assert len(claimed) == len(set(claimed)) == 20
 
 
@@ -504,6 +523,16 @@ def test_a_peer_is_added_once(peers: Peers) -> None:
 def test_a_destination_without_an_address_is_a_configuration_error(peers: Peers, change: dict[str, Any]) -> None:
     with pytest.raises(ConfigurationError, match="ARCHIVE"):
         peers.add(replace(ARCHIVE, **change))
+
+
+def test_a_peer_is_changed_in_place(peers: Peers) -> None:
+    before = peers.add(ARCHIVE)
+    changed = peers.change(replace(ARCHIVE, host="192.0.2.99", port=11112))
+    assert changed == replace(before, host="192.0.2.99", port=11112) == peers.find("ARCHIVE")
+    with pytest.raises(ConfigurationError, match="ARCHIVE"):
+        peers.change(replace(ARCHIVE, host=""))
+    with pytest.raises(NotFound, match="SECOND"):
+        peers.change(SECOND)
 
 
 def test_a_destination_goes_only_when_nothing_is_pending_or_by_force(ledger: Ledger, peers: Peers) -> None:
