@@ -18,7 +18,7 @@ from dicomnode.errors import ConfigurationError, DicomNodeError, NotFound
 
 if TYPE_CHECKING:
     from dicomnode.config import Configuration
-    from dicomnode.storage.rows import InstanceState
+    from dicomnode.storage.rows import DeliveryState, InstanceState
 
 EXIT_FAILED = 1
 EXIT_USAGE = 2
@@ -218,7 +218,9 @@ def check(config: ConfigOption = None, overrides: SetOption = None, debug: Debug
 @app.command(epilog=_EPILOG)
 def jobs(
     limit: Annotated[int, typer.Option("--limit", "-n", min=1, help="How many, the latest first.")] = 50,
-    state: Annotated[str | None, typer.Option("--state", help="Only those in this state, e.g. quarantined.")] = None,
+    state: Annotated[
+        str | None, typer.Option("--state", help="Only those in this state, e.g. quarantined or held.")
+    ] = None,
     config: ConfigOption = None,
     overrides: SetOption = None,
     debug: DebugOption = False,
@@ -227,20 +229,22 @@ def jobs(
     from dicomnode import bootstrap, tables
 
     ledger = bootstrap.open_ledger(_configuration(config, overrides))
-    out.print(tables.jobs(ledger.jobs(limit=limit, state=_state(state))))
+    listed = ledger.jobs(limit=limit, state=_state(state))
+    out.print(f"No radiographs in state {state}." if state and not listed else tables.jobs(listed))
 
 
-def _state(text: str | None) -> "InstanceState | None":
-    from dicomnode.storage.rows import InstanceState
+def _state(text: str | None) -> "InstanceState | DeliveryState | None":
+    """Read a word of the column "State"."""
+    from dicomnode.storage.rows import DeliveryState, InstanceState
 
     if text is None:
         return None
-    try:
-        return InstanceState(text)
-    except ValueError:
-        raise typer.BadParameter(
-            f"expected one of {', '.join(InstanceState)}, found {text!r}", param_hint="--state"
-        ) from None
+    words: dict[str, InstanceState | DeliveryState] = {
+        state.value: state for kind in (InstanceState, DeliveryState) for state in kind
+    }
+    if text not in words:
+        raise typer.BadParameter(f"expected one of {', '.join(words)}, found {text!r}", param_hint="--state")
+    return words[text]
 
 
 @app.command(epilog=_EPILOG)
@@ -320,17 +324,63 @@ def add_entity(
     out.print(tables.entities([bootstrap.open_peers(_configuration(config, overrides)).add(bootstrap.new_ae(entity))]))
 
 
-@entities.command("remove", epilog=_EPILOG)
-def remove_entity(
-    ae_title: Annotated[str, typer.Argument(help="AE title to remove.", metavar="AE_TITLE")],
+@entities.command("change", epilog=_EPILOG)
+def change_entity(
+    ae_title: Annotated[str, typer.Argument(help="AE title to change.", metavar="AE_TITLE")],
+    may_send: Annotated[
+        bool | None, typer.Option("--may-send/--may-not-send", help="Whether it may send radiographs to us.")
+    ] = None,
+    calls_from: Annotated[
+        str | None, typer.Option("--calls-from", help="IP address it must call from; '' for any.", metavar="ADDRESS")
+    ] = None,
+    receives_results: Annotated[
+        bool | None, typer.Option("--receives-results/--no-results", help="Whether it gets every report and overlay.")
+    ] = None,
+    host: Annotated[str | None, typer.Option("--host", help="Where it listens.", metavar="HOST")] = None,
+    port: Annotated[int | None, typer.Option("--port", min=1, max=65535, help="Port it listens on.")] = None,
+    description: Annotated[str | None, typer.Option("--description", help="For people.")] = None,
     config: ConfigOption = None,
     overrides: SetOption = None,
     debug: DebugOption = False,
 ) -> None:
-    """Remove an AE title. One with unfinished deliveries stays."""
+    """Change an AE title; what is not named stays. Pending deliveries go to the new address."""
+    import dataclasses
+
+    from dicomnode import bootstrap, tables
+    from dicomnode.config import ApplicationEntity, check_entity
+
+    peers = bootstrap.open_peers(_configuration(config, overrides))
+    ae = peers.find(ae_title)
+    if ae is None:
+        raise NotFound(f"AE {ae_title} is not configured; see: dicomnode ae list")
+    given = {
+        "may_send": may_send,
+        "calls_from": calls_from,
+        "receives_results": receives_results,
+        "host": host,
+        "port": port,
+        "description": description,
+    }
+    present = {field.name: getattr(ae, field.name) for field in dataclasses.fields(ApplicationEntity)}
+    entity = ApplicationEntity(**present | {name: value for name, value in given.items() if value is not None})
+    check_entity(entity, "dicomnode ae change")
+    out.print(tables.entities([peers.change(bootstrap.new_ae(entity))]))
+
+
+@entities.command("remove", epilog=_EPILOG)
+def remove_entity(
+    ae_title: Annotated[str, typer.Argument(help="AE title to remove.", metavar="AE_TITLE")],
+    force: Annotated[
+        bool, typer.Option("--force", help="Also with pending deliveries; they then wait for a person.")
+    ] = False,
+    config: ConfigOption = None,
+    overrides: SetOption = None,
+    debug: DebugOption = False,
+) -> None:
+    """Remove an AE title. One with pending deliveries stays, unless forced."""
     from dicomnode import bootstrap
 
-    bootstrap.open_peers(_configuration(config, overrides)).remove(ae_title)
+    bootstrap.open_peers(_configuration(config, overrides)).remove(ae_title, even_if_pending=force)
     out.print(f"Removed {_plain(ae_title)}.")
 
 

@@ -23,6 +23,9 @@ LOSSLESS = ("RG2_UNC", "RG2_J2KR", "RG2_JLSL", "RG2_JPLL", "RG2_RLE")
 EVERY = (*ENCODINGS, CT_RADIOGRAPH)
 KINDS = {Kind.STRUCTURED_REPORT: ComprehensiveSRStorage, Kind.SECONDARY_CAPTURE: SecondaryCaptureImageStorage}
 
+DCMTK_WITHOUT_UTF_8 = "W: The VR checker does not support this Specific Character Set: ISO_IR 192"
+"""Said by DCMTK 3.6.7 of every object in UTF-8, which it reads all the same."""
+
 shipped_model = pytest.mark.skipif(
     not (SHIPPED / "model.json").is_file(),
     reason=f"no shipped model in {SHIPPED}: a model of random weights has no figures",
@@ -86,10 +89,9 @@ def test_lossless_encodings_give_identical_grey_levels(encodings: dict[str, Sent
 
 
 def test_near_lossless_encoding_gives_nearly_the_same_grey_levels(encodings: dict[str, Sent]) -> None:
-    """At most 4 of 1023 stored values apart, which is what this near-lossless encoding was made with."""
+    """At most 4 stored values apart, which is what this near-lossless encoding was made with."""
     exact, near = (read_radiograph(encodings[name].file, Limits()).image for name in ("RG2_UNC", "RG2_JLSN"))
-    difference = np.abs(near - exact)
-    assert 0 < difference.max() <= 4.01 / 1023 * np.ptp(exact) * 1.1
+    assert 0 < np.abs(near - exact).max() <= 4
 
 
 def test_lossless_encodings_give_identical_figures_and_reasons(encodings: dict[str, Sent]) -> None:
@@ -144,4 +146,4 @@ def test_dcmtk_reads_each_report(
     dumped = subprocess.run([dcmtk / "dsrdump", file], capture_output=True, text=True, timeout=120)
     assert dumped.returncode == 0, dumped.stderr
     assert "Comprehensive SR Document" in dumped.stdout
-    assert "E: " not in dumped.stderr and "W: " not in dumped.stderr, dumped.stderr
+    assert set(dumped.stderr.splitlines()) <= {DCMTK_WITHOUT_UTF_8}

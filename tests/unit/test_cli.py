@@ -132,6 +132,36 @@ def test_ae_titles_are_imported_added_listed_and_removed(run: Run, node: Path) -
     assert "PACS" not in run("ae", "list", "-c", node)[1]
 
 
+def test_an_ae_title_is_changed_only_where_it_is_said(run: Run, node: Path) -> None:
+    run("init", "-c", node)
+    run(
+        "ae",
+        "add",
+        "PACS",
+        "--receives-results",
+        "--host",
+        "192.0.2.1",
+        "--port",
+        "104",
+        "--description",
+        "old",
+        "-c",
+        node,
+    )
+    code, out, _ = run("ae", "change", "PACS", "--host", "192.0.2.7", "--may-send", "-c", node)
+    assert code == 0
+    assert all(word in out for word in ("PACS", "192.0.2.7:104", "old", "any"))
+    assert out == run("ae", "change", "PACS", "-c", node)[1], "nothing named, nothing changed"
+
+
+@pytest.mark.parametrize("word", ["received", "quarantined", "pending", "held", "delivered"])
+def test_jobs_are_asked_for_by_any_word_of_their_list(run: Run, node: Path, word: str) -> None:
+    prepare(load_configuration(node))
+    assert run("jobs", "--state", word, "-c", node)[:2] == (0, f"No radiographs in state {word}.\n")
+    code, _, err = run("jobs", "--state", f"{word}x", "-c", node)
+    assert (code, word in err) == (2, True)
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
@@ -140,6 +170,9 @@ def test_ae_titles_are_imported_added_listed_and_removed(run: Run, node: Path) -
         (("add", "PACS"), 2, "does nothing"),
         (("add", "A_TITLE_THAT_IS_TOO_LONG", "--may-send"), 2, "1 to 16 ASCII characters"),
         (("remove", "NOBODY"), 1, "not configured"),
+        (("change", "NOBODY", "--port", "104"), 1, "not configured"),
+        (("change", "XRAY1", "--receives-results"), 2, "needs host and port"),
+        (("change", "XRAY1", "--may-not-send"), 2, "does nothing"),
         (("test", "NOBODY"), 1, "not configured"),
     ],
 )
