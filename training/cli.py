@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from pydicom.uid import JPEGLSLossless
 from rich.console import Console
 from rich.table import Table
 from tqdm import tqdm
@@ -91,6 +92,7 @@ def example(
     """Write one phantom's radiograph as a DX object, as a modality would send it."""
     run = load_run(config)
     dataset = phantom_dx(draw_subject(run.pairs.seed, index), seed, Exposure(), DEFAULT_PROCESSING)
+    dataset.compress(JPEGLSLossless)
     dataset.save_as(output, enforce_file_format=True)
     console.print(f"{output}: {dataset.Rows} x {dataset.Columns}, SOP Instance UID {dataset.SOPInstanceUID}")
 

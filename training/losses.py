@@ -10,6 +10,7 @@ from dicomnode.inference.frame import Label
 
 MAP_SCALES = (1.0, 0.5, 0.5, 0.02)
 """Brings femur density (g/cm2), path (cm), pelvis density (g/cm2) and soft tissue (g/cm2) to comparable size."""
+METAL_WEIGHT = 10.0
 REGIONS = ((Label.NECK, Label.TROCHANTER, Label.INTERTROCHANTER), (Label.NECK,))
 """Regions whose mass and volume must be right: total hip and femoral neck."""
 
@@ -41,7 +42,7 @@ def decomposition_loss(channels: Tensor, verdicts: Tensor, batch: HipBatch) -> d
         "edges": 2.0 * edge_loss(maps[:, 0], batch.maps[:, 0], weight),
         "mass": 1.0 * region_loss(maps[:, :2], batch.maps[:, :2], batch.labels, weight),
         "labels": 0.5 * label_loss(logits, labels),
-        "metal": 0.2 * masked_mean(_binary(metal, batch.metal), batch.field),
+        "metal": 0.5 * metal_loss(metal, batch.metal, batch.field),
         "field": 0.1 * _binary(field, batch.field).mean(),
         "verdict": 0.1 * _binary(verdicts[:, 0], batch.verdict).mean(),
     }
@@ -73,6 +74,11 @@ def region_loss(prediction: Tensor, target: Tensor, labels: Tensor, weight: Tens
         true = (target * mask[:, None]).sum((2, 3)).clamp_min(1e-3)
         terms.append((error / true)[enough].clamp_max(2.0).mean())
     return torch.stack(terms).mean() if terms else prediction.sum() * 0
+
+
+def metal_loss(logits: Tensor, metal: Tensor, weight: Tensor) -> Tensor:
+    """Cross-entropy of metal; its pixels count more, for they are few, and an implant that is missed becomes a number."""
+    return masked_mean(_binary(logits, metal), weight * (1 + METAL_WEIGHT * metal))
 
 
 def label_loss(logits: Tensor, labels: Tensor) -> Tensor:

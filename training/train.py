@@ -29,6 +29,8 @@ log = logging.getLogger(__name__)
 
 SAVE_EVERY_STEPS = 200
 _DECOMPOSER_INPUTS = 2
+_METAL_SHARE = 0.15
+"""Of the examples, drawn from hips with metal beyond those that come by themselves."""
 
 Loss = Callable[[nn.Module, dict[str, Tensor]], dict[str, Tensor]]
 
@@ -71,10 +73,12 @@ class HipExamples(Dataset[dict[str, Any]]):
 
     def __init__(self, pairs: Pairs, hips: np.ndarray[Any, Any], seed: int) -> None:
         self.pairs, self.hips, self.seed = pairs, hips, seed
+        self.with_metal = np.array([hip for hip in hips if pairs.table[hip]["has_metal"]], np.int64)
 
     def __getitem__(self, number: int) -> dict[str, Any]:
         rng = np.random.default_rng((self.seed, 1, number))
-        hip = self.pairs.hip(int(self.hips[rng.integers(len(self.hips))]))
+        drawn_from = self.with_metal if len(self.with_metal) and rng.random() < _METAL_SHARE else self.hips
+        hip = self.pairs.hip(int(drawn_from[rng.integers(len(drawn_from))]))
         return _fields(hip_example(_single(hip.materials), _single(hip.targets), hip.labels, hip.anteroposterior, rng))
 
 

@@ -19,6 +19,8 @@ _LABELS = slice(_INDEX["background"], _INDEX["shaft"] + 1)
 _RECENTRE_MM = 3.0
 """A second look is taken where the head lies further than this from where the locator put it."""
 _PEAK_WINDOW_PX = 4
+_HEADS_APART_MM = 80.0
+"""Two femoral heads of an adult are never nearer: their centres lie about 175 mm apart."""
 
 
 @dataclass(frozen=True)
@@ -72,18 +74,17 @@ class Predictor:
 
     def locate(self, image: NDArray[np.float32], spacing_mm: tuple[float, float]) -> list[HipCandidate]:
         """Find the femoral heads: at most one per side, each at least as probable as the bundle's limit."""
-        best: dict[Side, HipCandidate] = {}
+        found = []
         for image_from_overview in frame.overview_windows(image.shape, spacing_mm):
             shape = (frame.LOCATOR_SIZE, frame.LOCATOR_SIZE)
             overview = standardise(*frame.resample(image, image_from_overview, shape))
             heat, _ = self._run(self._locator, overview)
             for side, channel in zip((Side.RIGHT, Side.LEFT), sigmoid(heat), strict=True):
-                column, row, score = peak(channel)
-                if score < self.bundle.limits.locator_score or (side in best and best[side].score >= score):
-                    continue
-                point = image_from_overview @ (column, row, 1.0)
-                best[side] = HipCandidate(side, (float(point[0]), float(point[1])), score)
-        return list(best.values())
+                for column, row, score in peaks(channel):
+                    x, y, _ = image_from_overview @ (column, row, 1.0)
+                    found.append(HipCandidate(side, (float(x), float(y)), score))
+        likely = [candidate for candidate in found if candidate.score >= self.bundle.limits.locator_score]
+        return one_head_one_side(likely, spacing_mm)
 
     def decompose(
         self, image: NDArray[np.float32], spacing_mm: tuple[float, float], candidate: HipCandidate
@@ -164,6 +165,30 @@ def peak(heat: NDArray[np.float32]) -> tuple[float, float, float]:
         float((rows * window).sum() / total + r0 + 0.5),
         float(heat[row, column]),
     )
+
+
+def peaks(heat: NDArray[np.float32]) -> list[tuple[float, float, float]]:
+    """The highest peak, and the highest that is another head: (column, row, score) each."""
+    first = peak(heat)
+    rows, columns = np.indices(heat.shape) + 0.5
+    elsewhere = np.hypot(columns - first[0], rows - first[1]) * frame.LOCATOR_SPACING_MM > _HEADS_APART_MM
+    return [first, peak(np.where(elsewhere, heat, np.float32(0)))]
+
+
+def one_head_one_side(candidates: list[HipCandidate], spacing_mm: tuple[float, float]) -> list[HipCandidate]:
+    """Keep the most probable candidates such that no side and no head is taken twice."""
+    kept: list[HipCandidate] = []
+    for candidate in sorted(candidates, key=lambda one: one.score, reverse=True):
+        apart = [
+            np.hypot(
+                (candidate.head_px[0] - other.head_px[0]) * spacing_mm[1],
+                (candidate.head_px[1] - other.head_px[1]) * spacing_mm[0],
+            )
+            for other in kept
+        ]
+        if all(other.side is not candidate.side for other in kept) and all(mm > _HEADS_APART_MM for mm in apart):
+            kept.append(candidate)
+    return kept
 
 
 def head_centre(labels: NDArray[np.uint8]) -> tuple[float, float] | None:

@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 import torch
 
+from dicomnode.domain.radiograph import Side
 from dicomnode.errors import BundleError, ConfigurationError
 from dicomnode.inference.bundle import load_bundle
 from dicomnode.inference.network import HipNet, NetworkShape
-from dicomnode.inference.predictor import Predictor, peak, sigmoid
+from dicomnode.inference.predictor import HipCandidate, Predictor, one_head_one_side, peak, peaks, sigmoid
 from tests.tiny_bundle import write_tiny_bundle
 
 
@@ -56,7 +57,9 @@ def flip_a_byte(folder: Path) -> None:
         (damage_json(lambda document: document["networks"]["locator"].update(outputs=3)), "locator"),
     ],
 )
-def test_a_damaged_bundle_is_refused_with_its_reason(folder: Path, damage: Callable[[Path], None], message: str) -> None:
+def test_a_damaged_bundle_is_refused_with_its_reason(
+    folder: Path, damage: Callable[[Path], None], message: str
+) -> None:
     damage(folder)
     with pytest.raises(BundleError, match=message):
         load_bundle(folder)
@@ -81,6 +84,24 @@ def test_a_peak_is_found_to_a_fraction_of_a_pixel() -> None:
     column, row, score = peak(heat)
     assert (column, row) == pytest.approx((40.7, 20.3), abs=0.1)
     assert score > 0.9
+
+
+def test_a_head_is_never_taken_for_both_sides() -> None:
+    right = HipCandidate(Side.RIGHT, (100.0, 300.0), 0.9)
+    same_head = HipCandidate(Side.LEFT, (110.0, 310.0), 0.8)
+    left = HipCandidate(Side.LEFT, (800.0, 300.0), 0.6)
+    assert one_head_one_side([left, same_head, right], (0.25, 0.25)) == [right, left]
+    assert one_head_one_side([same_head, right], (0.25, 0.25)) == [right]
+
+
+def test_a_second_peak_is_another_head() -> None:
+    rows, columns = np.indices((128, 128)) + 0.5
+    heat = sum(
+        height * np.exp(-((rows - 60.5) ** 2 + (columns - x) ** 2) / 8)
+        for x, height in ((30.5, 0.9), (34.5, 0.8), (90.5, 0.7))
+    )
+    first, second = peaks(np.asarray(heat, np.float32))
+    assert first[0] == pytest.approx(31, abs=2) and second[0] == pytest.approx(90.5, abs=0.5)
 
 
 def test_the_logistic_function_bears_large_logits() -> None:
