@@ -68,7 +68,7 @@ def _capsule_path_cm(
     share = np.clip(share, 0, 1)
     distance = np.hypot(columns - start[0] - share * along[0], rows - start[1] - share * along[1])
     radius = radii_px[0] + share * (radii_px[1] - radii_px[0])
-    return 2 * np.sqrt(np.clip(radius**2 - distance**2, 0, None)) * frame.SPACING_MM / 10
+    return np.asarray(2 * np.sqrt(np.clip(radius**2 - distance**2, 0, None)) * frame.SPACING_MM / 10, np.float64)
 
 
 @cache

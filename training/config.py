@@ -8,6 +8,11 @@ from typing import Any
 from dicomnode.errors import ConfigurationError
 
 
+_WIDTH_STEP = 8
+_LEAST_WIDTH = 16
+"""Narrower networks kill the process in torch 2.13's channels-last backward pass on CPU (seen with 4 and 8 channels)."""
+
+
 @dataclass(frozen=True)
 class PairsConfiguration:
     """How many phantoms are made, and from which seed."""
@@ -67,6 +72,11 @@ def load_run(path: Path) -> RunConfiguration:
     run: RunConfiguration = _build(RunConfiguration, document, str(path))
     if not 0 < run.split.validation + run.split.test < 1:
         raise ConfigurationError(f"{path}: split.validation + split.test must lie between 0 and 1")
+    for name, network in (("decomposer", run.decomposer), ("locator", run.locator)):
+        if any(width < _LEAST_WIDTH or width % _WIDTH_STEP for width in network.widths):
+            raise ConfigurationError(
+                f"{path}: {name}.widths {list(network.widths)} must be multiples of {_WIDTH_STEP} and at least {_LEAST_WIDTH}"
+            )
     return run
 
 

@@ -111,6 +111,13 @@ def test_the_shipped_run_is_readable_and_an_unknown_key_is_named(tmp_path: Path)
         load_run(wrong)
 
 
+def test_a_network_too_narrow_for_the_library_is_refused(tmp_path: Path) -> None:
+    wrong = tmp_path / "run.toml"
+    wrong.write_text(SHIPPED_RUN.read_text().replace("widths = [24,", "widths = [12,"))
+    with pytest.raises(ConfigurationError, match="multiples of 8"):
+        load_run(wrong)
+
+
 def test_a_run_whose_split_leaves_nothing_to_train_on_is_refused(tmp_path: Path) -> None:
     wrong = tmp_path / "run.toml"
     wrong.write_text(SHIPPED_RUN.read_text().replace("test = 0.12", "test = 0.9"))

@@ -122,7 +122,7 @@ def test_map_and_edge_losses_have_their_closed_form() -> None:
 
 # --- the loop -----------------------------------------------------------------------------------------------------------
 def a_run(steps: int) -> RunConfiguration:
-    network = NetworkConfiguration((4, 6, 8), steps, 2, 1e-3)
+    network = NetworkConfiguration((16, 24, 32), steps, 2, 1e-3)
     return RunConfiguration("t", "0", 1, PairsConfiguration(2, 3), SplitConfiguration(0.1, 0.1), network, network)
 
 
