@@ -36,7 +36,7 @@ class Results:
 def store_table(times: Sequence[Times], megabytes: float) -> Table:
     """C-STORE: seconds, speed, and the ratio to the node's time."""
     title = f"C-STORE of {megabytes:.0f} MB in one association over loopback, sent by storescu -pdu 131072"
-    table = Table("", title=title, title_justify="left", caption_justify="left")
+    table = Table("", title=title, title_justify="left", caption_justify="left", min_width=len(title))
     for heading in ("Seconds", "MB/s", "Ratio", "Aim"):
         table.add_column(heading, justify="right", no_wrap=True)
     table.add_column("Done before it says success")
@@ -70,7 +70,7 @@ def reporting_table(measured: Reporting) -> Table:
     title = (
         f"From the node's success to the report in the archive ({measured.archive}), {number} radiographs one by one"
     )
-    table = Table("Stage", title=title, title_justify="left")
+    table = Table("Stage", title=title, title_justify="left", min_width=len(title))
     for heading in ("Median s", "Longest s"):
         table.add_column(heading, justify="right")
     for stage in (*STAGES, "total"):
@@ -85,7 +85,7 @@ def reporting_table(measured: Reporting) -> Table:
 def network_table(measured: NetworkTimes) -> Table:
     """Seconds on the CPU for one radiograph."""
     title = f"Model {measured.model} on the CPU, {measured.threads} threads, one radiograph, medians"
-    table = Table("Part", title=title, title_justify="left")
+    table = Table("Part", title=title, title_justify="left", min_width=len(title))
     table.add_column("Seconds", justify="right")
     hips = f"{measured.hips} hip{'s' if measured.hips > 1 else ''}"
     for name, seconds in (

@@ -7,7 +7,6 @@ from typing import Any
 
 from dicomnode.errors import ConfigurationError
 
-
 _WIDTH_STEP = 8
 _LEAST_WIDTH = 16
 """Narrower networks kill the process in torch 2.13's channels-last backward pass on CPU (seen with 4 and 8 channels)."""
