@@ -4,6 +4,7 @@ They listen on free ports of loopback, keep their files in a folder that the cal
 """
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -93,7 +94,10 @@ class Node(Peer):
     def command(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         """Run `dicomnode ARGUMENTS` as an administrator beside the running node."""
         command = [*DICOMNODE, *arguments, *self.options]
-        return subprocess.run(command, capture_output=True, text=True, timeout=COMMAND_TIMEOUT_S, cwd=REPOSITORY)
+        wide = {**os.environ, "COLUMNS": "200"}
+        return subprocess.run(
+            command, capture_output=True, text=True, timeout=COMMAND_TIMEOUT_S, cwd=REPOSITORY, env=wide
+        )
 
 
 DICOMNODE = (sys.executable, "-m", "dicomnode.cli")
