@@ -18,6 +18,8 @@ _INDEX = {name: index for index, (name, _) in enumerate(CHANNELS)}
 _LABELS = slice(_INDEX["background"], _INDEX["shaft"] + 1)
 _RECENTRE_MM = 3.0
 """A second look is taken where the head lies further than this from where the locator put it."""
+_METAL_LOGIT = 2.0
+"""Metal's pixels weigh more in training than they are frequent (`training.losses.METAL_WEIGHT`), so that 0 would be too early."""
 _PEAK_WINDOW_PX = 4
 _HEADS_APART_MM = 80.0
 """Two femoral heads of an adult are never nearer: their centres lie about 175 mm apart."""
@@ -129,7 +131,7 @@ class Predictor:
             pelvis_g_cm2=physical[_INDEX["pelvis_density"]],
             soft_g_cm2=physical[_INDEX["soft"]],
             labels=labels,
-            metal=inside & (channels[_INDEX["metal"]] > 0),
+            metal=inside & (channels[_INDEX["metal"]] > _METAL_LOGIT),
             field=field,
             verdict=float(sigmoid(verdicts)[0]),
             image_from_frame=image_from_frame,
