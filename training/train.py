@@ -61,10 +61,10 @@ def train(
     folder.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(run.seed)
     hips = HipExamples(pairs, pairs.hips_of(split.training), run.seed)
-    decomposer = HipNet(decomposer_shape(run.decomposer))
+    # Both before any training: their first weights must not depend on where an interrupted run goes on.
+    decomposer, locator = HipNet(decomposer_shape(run.decomposer)), HipNet(locator_shape(run.locator))
     _fit("decomposer", decomposer, _hip_loss, hips, run.decomposer, run.seed, folder, workers, save_every)
     overviews = OverviewExamples(pairs, split.training, run.seed)
-    locator = HipNet(locator_shape(run.locator))
     _fit("locator", locator, _overview_loss, overviews, run.locator, run.seed, folder, workers, save_every)
 
 
@@ -164,7 +164,7 @@ def _fit(
             schedule.step()
             average.update_parameters(network)
             for key, value in terms.items():
-                smooth[key] = 0.98 * smooth.get(key, float(value)) + 0.02 * float(value)
+                smooth[key] = 0.98 * smooth.get(key, value.item()) + 0.02 * value.item()
             if step % 20 == 0:
                 progress.set_postfix({key: f"{value:.3f}" for key, value in smooth.items()}, refresh=False)
             if (step + 1) % save_every == 0:

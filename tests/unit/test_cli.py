@@ -206,7 +206,7 @@ def test_a_received_radiograph_is_listed_shown_and_quarantined_work_is_retried(r
     assert "quarantined" in listed
     assert "ended 3 times" in listed
     assert uid in run("show", uid, "-c", node)[1]
-    assert run("jobs", "--state", "received", "-c", node)[1] == "No radiographs yet.\n"
+    assert run("jobs", "--state", "received", "-c", node)[1] == "No radiographs in state received.\n"
     assert run("jobs", "--state", "lost", "-c", node)[0] == 2
     assert "measured and encoded again" in run("retry", str(instance.id), "-c", node)[1]
     assert "waits for nothing" in run("retry", str(instance.id), "-c", node)[1]
