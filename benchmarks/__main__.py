@@ -37,8 +37,7 @@ def main(
     ),
 ) -> None:
     """Measure C-STORE against storescp and Orthanc, the time to the report, and the networks."""
-    # What was started must also be ended when a service manager or `timeout` ends us.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(TERMINATED))
+    signal.signal(signal.SIGTERM, _terminate)
     chosen = parts or list(PARTS)
     unknown = sorted(set(chosen) - set(PARTS))
     if unknown:
@@ -61,6 +60,12 @@ def main(
         console.print(f"written   {path}")
     if not measured:
         raise typer.Exit(1)
+
+
+def _terminate(*_: object) -> None:
+    """Leave in order on SIGTERM (`timeout`, a service manager): what was started is ended, and no file stays."""
+    console.print("terminated")
+    sys.exit(TERMINATED)
 
 
 def _attempt(name: str, run: Callable[[], dict[str, object]]) -> dict[str, object]:

@@ -91,6 +91,10 @@ class Node(Peer):
         """Its spool."""
         return self.folder / "node" / "spool"
 
+    def last_words(self) -> str:
+        """Give the last line of its log."""
+        return _last_line(self.log.read_text(encoding="utf-8", errors="replace"))
+
     def command(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         """Run `dicomnode ARGUMENTS` as an administrator beside the running node."""
         command = [*DICOMNODE, *arguments, *self.options]

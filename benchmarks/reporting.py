@@ -74,14 +74,16 @@ def report(
         ledger = Ledger(engine)
         try:
             told("the worker is loading its model")
-            wait_until(lambda: bool(ledger.live_executors(LIFE_SIGN)), START_TIMEOUT_S, "the worker did not start")
+            _wait_for(
+                running, lambda: bool(ledger.live_executors(LIFE_SIGN)), START_TIMEOUT_S, "the worker did not start"
+            )
             for number, file in enumerate(files, 1):
                 told(f"radiograph {number} of {len(files)}, alone")
                 store(running, [file])
-                _wait_for(ledger, number)
+                _wait_for_reports(running, ledger, number)
             told(f"{len(again)} radiographs at once")
             store(running, again)
-            _wait_for(ledger, len(files) + len(again))
+            _wait_for_reports(running, ledger, len(files) + len(again))
             details = [ledger.job(job.instance.id) for job in reversed(ledger.jobs(limit=1000))]
         finally:
             engine.dispose()
@@ -99,8 +101,16 @@ def choose_archive(folder: Path) -> tuple[str, AbstractContextManager[Peer]]:
     return "Orthanc", orthanc(folder)
 
 
-def _wait_for(ledger: Ledger, number: int) -> None:
-    wait_until(lambda: _through(ledger, number), TIMEOUT_S, f"radiograph {number} did not get through the node")
+def _wait_for_reports(running: Node, ledger: Ledger, number: int) -> None:
+    failure = f"{number} radiographs did not get through the node"
+    _wait_for(running, lambda: _through(ledger, number), TIMEOUT_S, failure)
+
+
+def _wait_for(running: Node, reached: Callable[[], bool], timeout_s: float, failure: str) -> None:
+    try:
+        wait_until(reached, timeout_s, failure)
+    except ProgramFailed as error:
+        raise ProgramFailed(f"{error}; the node said last: {running.last_words()}") from None
 
 
 def _through(ledger: Ledger, number: int) -> bool:
