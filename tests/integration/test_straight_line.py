@@ -107,7 +107,9 @@ def test_a_picture_of_unknown_scale_is_not_measured(encodings: dict[str, Sent]) 
 
 
 @shipped_model
-@pytest.mark.xfail(reason="the first model, trained on phantoms alone, refuses this short field of the real CT as no AP view")
+@pytest.mark.xfail(
+    reason="the first model, trained on phantoms alone, refuses this short field of the real CT as no AP view"
+)
 def test_the_native_hip_of_the_ct_gets_figures(ct_radiograph: Sent) -> None:
     right = _hip(ct_radiograph, "R")
     measured = {region["region"]: region["figures"] for region in right["regions"] if region["status"] == "measured"}
