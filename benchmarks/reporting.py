@@ -12,6 +12,7 @@ from benchmarks.programs import (
     START_TIMEOUT_S,
     Node,
     Peer,
+    ProgramFailed,
     ProgramMissing,
     find_program,
     node,
