@@ -13,6 +13,7 @@ from benchmarks.programs import (
     Node,
     Peer,
     ProgramFailed,
+    ProgramFailed,
     ProgramMissing,
     find_program,
     node,
