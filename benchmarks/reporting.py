@@ -13,7 +13,6 @@ from benchmarks.programs import (
     Node,
     Peer,
     ProgramFailed,
-    ProgramFailed,
     ProgramMissing,
     find_program,
     node,
