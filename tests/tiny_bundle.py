@@ -40,7 +40,8 @@ def write_tiny_bundle(folder: Path) -> Path:
         "networks": {name: asdict(shape) for name, shape in shapes.items()},
         "limits": {
             "locator_score": 0.3,
-            "verdict": 0.5,
+            "anteroposterior_hip": 0.5,
+            "implant": 0.5,
             "metal_cm2": 0.5,
             "explained": 0.2,
             "femur_area_cm2": [10.0, 150.0],

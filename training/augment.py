@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy import ndimage
 from torch.nn import functional as F
 
 from dicomnode.inference import frame
@@ -19,7 +20,14 @@ from training.targets import MARGIN_PX
 
 METAL_G_CM2 = 0.5
 """Metal above this counts as an implant: 1.1 mm of titanium (4.5 g/cm3)."""
+_LEAST_IMPLANT_CM2 = 0.5
+"""Metal that is seen on less than this is no implant that anybody could recognise."""
 _FIELD_CUT_SHARE = 0.5
+_SHORT_SHARE = 0.4
+"""Of the fields that are cut below: those that end near the neck, as that of a tomogram of the pelvis may."""
+_BLUR_SHARE = 0.2
+_BLUR_SD_MM = (0.3, 2.2)
+"""From what a detector blurs to what voxels of 3 mm do; fluoroscopes, old cassettes and radiographs of tomograms lie between."""
 _NEGATIVE_SHARE = 0.1
 _SHIFT_SD_MM = 4.0
 _MOST_SHIFT_MM = 15.0
@@ -39,8 +47,10 @@ class HipExample:
     metal: NDArray[np.float32]
     field: NDArray[np.float32]
     """1 where the radiograph shows anatomy: inside the image and the exposed field."""
-    verdict: float
+    anteroposterior_hip: float
     """1 for an AP hip in its frame, else 0; then the maps are not learned from."""
+    implant: float
+    """1 where metal is seen, else 0."""
 
 
 def hip_example(
@@ -69,17 +79,29 @@ def finish_hip_example(
     planes: NDArray[np.float32], labels: NDArray[np.uint8], anteroposterior: bool, rng: np.random.Generator
 ) -> HipExample:
     """Simulate the radiograph of maps that are already in the frame, and cut its field at random."""
+    planes = _blur(planes, rng)
     materials, targets = planes[:4], planes[4:]
     image = random_radiograph(materials, frame.SPACING_MM, rng)
     image, inside, field = _cut_field(image, rng)
+    metal = materials[3] > METAL_G_CM2
+    seen_cm2 = float((metal & field).sum()) * (frame.SPACING_MM / 10) ** 2
     return HipExample(
         network_input=standardise(image, inside),
         maps=np.concatenate([targets, materials[:1] + materials[1:2]]).astype(np.float32),
         labels=labels.astype(np.int64),
-        metal=(materials[3] > METAL_G_CM2).astype(np.float32),
+        metal=metal.astype(np.float32),
         field=field.astype(np.float32),
-        verdict=float(anteroposterior),
+        anteroposterior_hip=float(anteroposterior),
+        implant=float(seen_cm2 >= _LEAST_IMPLANT_CM2),
     )
+
+
+def _blur(planes: NDArray[np.float32], rng: np.random.Generator) -> NDArray[np.float32]:
+    """Sometimes see everything through a coarser system; materials and targets alike, so that mass stays where it is seen."""
+    if rng.random() > _BLUR_SHARE:
+        return planes
+    sd = rng.uniform(*_BLUR_SD_MM) / frame.SPACING_MM
+    return np.asarray(ndimage.gaussian_filter(planes, (0, sd, sd), mode="nearest"), np.float32)
 
 
 def random_radiograph(
@@ -151,7 +173,8 @@ def _cut_field(
     first_row, last_row, first_column, last_column = 0, rows, 0, columns
     # The lower border cuts hips most often, and that is where the total hip ends.
     if rng.random() < 0.6:
-        last_row = int(rng.uniform(frame.HEAD_ROW + 25, rows))
+        lowest = frame.HEAD_ROW + 75 if rng.random() < _SHORT_SHARE else rows
+        last_row = int(rng.uniform(frame.HEAD_ROW + 25, lowest))
     if rng.random() < 0.3:
         first_row = int(rng.uniform(0, frame.HEAD_ROW - 15))
     if rng.random() < 0.3:

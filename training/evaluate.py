@@ -60,7 +60,8 @@ class HipReading:
     """What plausibility looks at, for setting its limits."""
 
     kind: str
-    verdict: float
+    anteroposterior_hip: float
+    implant: float
     metal_cm2: float
     explained: float
     femur_area_cm2: float
@@ -101,7 +102,8 @@ def _kind(hip: HipPair) -> str:
 def _reading(kind: str, decomposition: Decomposition) -> HipReading:
     return HipReading(
         kind=kind,
-        verdict=decomposition.verdict,
+        anteroposterior_hip=decomposition.anteroposterior_hip,
+        implant=decomposition.implant,
         metal_cm2=float(decomposition.metal.sum()) * regions.PIXEL_AREA_CM2,
         explained=explained(decomposition),
         femur_area_cm2=float((decomposition.labels > 0).sum()) * regions.PIXEL_AREA_CM2,

@@ -44,7 +44,8 @@ from training.whole import measure_whole
 
 _OPEN = Limits(
     locator_score=0.0,
-    verdict=0.0,
+    anteroposterior_hip=0.0,
+    implant=1.0,
     metal_cm2=float("inf"),
     explained=-1.0,
     femur_area_cm2=(0.0, float("inf")),
@@ -52,7 +53,7 @@ _OPEN = Limits(
 )
 """Refuses nothing: used while the limits themselves are being found."""
 _LOCATOR_SCORE = 0.3
-_LEAST_VERDICT = 0.5
+_EVEN_ODDS = 0.5
 _LEAST_METAL_CM2 = 0.5
 
 
@@ -87,16 +88,17 @@ def export(
 def find_limits(readings: list[HipReading]) -> Limits:
     """Set limits so that nearly every good validation hip passes, with room for anatomy that the phantoms lack.
 
-    Metal is the exception: its limit is what nearly every validation implant exceeds, since a missed one becomes a number.
+    The two verdicts are learned against their opposites; their limits are even odds.
     """
     native = [reading for reading in readings if reading.kind == "native"]
     areas = np.array([reading.femur_area_cm2 for reading in native])
     angles = np.array([reading.shaft_angle_deg for reading in native if reading.shaft_angle_deg is not None])
-    metal = float(np.quantile([reading.metal_cm2 for reading in readings if reading.kind == "implant"], 0.01))
+    metal = float(np.quantile([reading.metal_cm2 for reading in native], 0.995))
     return Limits(
         locator_score=_LOCATOR_SCORE,
-        verdict=_LEAST_VERDICT,
-        metal_cm2=round(max(_LEAST_METAL_CM2, 0.85 * metal), 2),
+        anteroposterior_hip=_EVEN_ODDS,
+        implant=_EVEN_ODDS,
+        metal_cm2=round(max(_LEAST_METAL_CM2, 1.2 * metal), 2),
         explained=round(0.8 * float(np.quantile([reading.explained for reading in native], 0.005)), 3),
         # A short field shows a third of the femur and is still measured at the neck.
         femur_area_cm2=(round(0.3 * areas.min(), 1), round(1.2 * areas.max(), 1)),

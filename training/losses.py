@@ -24,7 +24,8 @@ class HipBatch:
     labels: Tensor
     metal: Tensor
     field: Tensor
-    verdict: Tensor
+    anteroposterior_hip: Tensor
+    implant: Tensor
 
 
 def decomposition_loss(channels: Tensor, verdicts: Tensor, batch: HipBatch) -> dict[str, Tensor]:
@@ -34,7 +35,7 @@ def decomposition_loss(channels: Tensor, verdicts: Tensor, batch: HipBatch) -> d
     """
     maps, logits = channels[:, :4], channels[:, 4:10]
     metal, field = channels[:, 10], channels[:, 11]
-    good = batch.verdict[:, None, None]
+    good = batch.anteroposterior_hip[:, None, None]
     weight = batch.field * good * (1 - batch.metal)  # (b, h, w)
     labels = torch.where(weight > 0, batch.labels, -100)
     return {
@@ -44,7 +45,8 @@ def decomposition_loss(channels: Tensor, verdicts: Tensor, batch: HipBatch) -> d
         "labels": 0.5 * label_loss(logits, labels),
         "metal": 0.5 * metal_loss(metal, batch.metal, batch.field),
         "field": 0.1 * _binary(field, batch.field).mean(),
-        "verdict": 0.1 * _binary(verdicts[:, 0], batch.verdict).mean(),
+        "view": 0.1 * _binary(verdicts[:, 0], batch.anteroposterior_hip).mean(),
+        "implant": 0.1 * _binary(verdicts[:, 1], batch.implant).mean(),
     }
 
 

@@ -19,7 +19,7 @@ from dicomnode.errors import BundleError
 from dicomnode.inference import frame, intensity
 from dicomnode.inference.network import HipNet, NetworkShape
 
-FORMAT = 1
+FORMAT = 2
 SHIPPED = Path(__file__).resolve().parent.parent / "models" / "hip"
 """The bundle that comes with the package."""
 
@@ -38,8 +38,8 @@ CHANNELS = (
     ("field", "logit"),
 )
 """The decomposer's output channels, in order, with units."""
-VERDICTS = ("anteroposterior_hip",)
-"""The decomposer's scalar logits: is this crop an AP hip in a pose that was trained for."""
+VERDICTS = ("anteroposterior_hip", "implant")
+"""The decomposer's scalar logits: is this crop an AP hip in a pose that was trained for, and is there metal in it."""
 LOCATOR_CHANNELS = (("right_head", "logit"), ("left_head", "logit"))
 
 
@@ -49,8 +49,10 @@ class Limits:
 
     locator_score: float
     """Least probability at the femoral head's peak."""
-    verdict: float
+    anteroposterior_hip: float
     """Least probability of an AP hip."""
+    implant: float
+    """Largest probability of an implant."""
     metal_cm2: float
     """Largest area of metal."""
     explained: float

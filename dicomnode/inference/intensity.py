@@ -4,7 +4,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-VERSION = "percentile-1"
+VERSION = "percentile-2"
 """Named in the bundle: a bundle that was trained with another transform is refused."""
 
 _FLAT_WINDOW_PX = 7
@@ -36,12 +36,13 @@ def standardise(image: NDArray[np.float32], inside: NDArray[np.bool_]) -> NDArra
         inside: True where the crop lies on the radiograph.
 
     Returns:
-        (2, rows, columns) float32: grey levels (about -1..1, 0 where nothing is known), and the informative mask as 0 / 1.
+        (2, rows, columns) float32: grey levels (about -1..1, at most 4 either way, 0 outside the image), and the informative
+        mask as 0 / 1. Flat areas keep their level: bright is saturated metal as often as it is a shutter.
     """
     mask = informative(image, inside)
     if not mask.any():
         return np.zeros((2, *image.shape), np.float32)
     low, centre, high = np.percentile(image[mask], (5, 50, 95))
     scaled = (image - centre) * (2.0 / max(high - low, 1e-12))
-    grey = np.where(mask, np.clip(scaled, -_CLIP, _CLIP), 0.0)
+    grey = np.where(inside, np.clip(scaled, -_CLIP, _CLIP), 0.0)
     return np.stack([grey, mask]).astype(np.float32)

@@ -33,13 +33,23 @@ def check_hip(decomposition: Decomposition, limits: Limits) -> None:
         NotMeasurable: IMPLANT, CUT_OFF, NOT_AP or IMPLAUSIBLE, with what was seen and what is expected.
     """
     metal_cm2 = float(decomposition.metal.sum()) * PIXEL_AREA_CM2
-    if metal_cm2 > limits.metal_cm2:
-        raise NotMeasurable(Reason.IMPLANT, f"{metal_cm2:.1f} cm2 of metal over the hip; a native hip is needed")
-    if decomposition.verdict < limits.verdict:
+    if decomposition.implant > limits.implant:
+        raise NotMeasurable(
+            Reason.IMPLANT,
+            f"metal over the hip (confidence {decomposition.implant:.2f}, {metal_cm2:.1f} cm2 are outlined); "
+            "a native hip is needed",
+        )
+    if decomposition.anteroposterior_hip < limits.anteroposterior_hip:
         raise NotMeasurable(
             Reason.NOT_AP,
-            f"the view is no anteroposterior hip in a measurable pose (confidence {decomposition.verdict:.2f}, "
-            f"at least {limits.verdict:.2f} is needed); repeat in AP with the leg extended",
+            f"the view is no anteroposterior hip in a measurable pose (confidence {decomposition.anteroposterior_hip:.2f}, "
+            f"at least {limits.anteroposterior_hip:.2f} is needed); repeat in AP with the leg extended",
+        )
+    # Only now: another view may be taken for metal here and there, and then it is the view that must be repeated.
+    if metal_cm2 > limits.metal_cm2:
+        raise NotMeasurable(
+            Reason.IMPLANT,
+            f"{metal_cm2:.1f} cm2 of metal over the hip, at most {limits.metal_cm2:.1f} may be; a native hip is needed",
         )
     if not (decomposition.labels == Label.NECK).any():
         raise NotMeasurable(

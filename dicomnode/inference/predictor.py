@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from dicomnode.domain.radiograph import Side
 from dicomnode.errors import ConfigurationError
 from dicomnode.inference import frame
-from dicomnode.inference.bundle import CHANNELS, Bundle
+from dicomnode.inference.bundle import CHANNELS, VERDICTS, Bundle
 from dicomnode.inference.frame import Label
 from dicomnode.inference.intensity import standardise
 from dicomnode.inference.network import HipNet
@@ -49,8 +49,10 @@ class Decomposition:
     metal: NDArray[np.bool_]
     field: NDArray[np.bool_]
     """True inside the image and inside the exposed field."""
-    verdict: float
+    anteroposterior_hip: float
     """Probability that this is an AP hip in a pose that was trained for."""
+    implant: float
+    """Probability that there is metal."""
     image_from_frame: NDArray[np.float64]
 
 
@@ -133,7 +135,7 @@ class Predictor:
             labels=labels,
             metal=inside & (channels[_INDEX["metal"]] > _METAL_LOGIT),
             field=field,
-            verdict=float(sigmoid(verdicts)[0]),
+            **dict(zip(VERDICTS, sigmoid(verdicts).tolist(), strict=True)),
             image_from_frame=image_from_frame,
         )
 

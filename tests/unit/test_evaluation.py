@@ -55,14 +55,16 @@ def test_whole_radiographs_are_summed_up_apart() -> None:
 def test_limits_let_the_good_hips_pass_that_they_were_set_from() -> None:
     rng = np.random.default_rng(0)
     readings = [
-        HipReading("native", 0.99, 0.0, float(rng.normal(0.8, 0.05)), float(rng.normal(60, 8)), float(rng.normal(3, 4)))
+        HipReading(
+            "native", 0.99, 0.01, 4.0, float(rng.normal(0.8, 0.05)), float(rng.normal(60, 8)), float(rng.normal(3, 4))
+        )
         for _ in range(200)
     ]
-    limits = find_limits([*readings, HipReading("implant", 0.9, 30.0, 0.1, 50.0, None)])
+    limits = find_limits([*readings, HipReading("implant", 0.9, 0.99, 30.0, 0.1, 50.0, None)])
     assert all(reading.explained > limits.explained for reading in readings if reading.explained > 0.6)
     assert limits.femur_area_cm2[0] < 30 < 80 < limits.femur_area_cm2[1]
     assert limits.shaft_angle_deg[0] < -5 and limits.shaft_angle_deg[1] > 10
-    assert 10 < limits.metal_cm2 < 30  # below the implant's, however small the natives' are
+    assert limits.metal_cm2 == pytest.approx(4.8)  # a fifth beyond what native hips are taken to hold
 
 
 def test_an_evaluation_leaves_figures_a_table_and_two_plots(tmp_path: Path) -> None:

@@ -28,6 +28,13 @@ def test_a_collimated_border_does_not_change_the_anatomy(picture: np.ndarray) ->
     assert not masked[1, :, 75:].any()
 
 
+def test_saturated_metal_stays_bright_though_it_is_flat(picture: np.ndarray) -> None:
+    picture[40:70, 40:70] = 1.5
+    grey, mask = standardise(picture, np.ones(picture.shape, bool))
+    assert not mask[50:60, 50:60].any()
+    assert (grey[50:60, 50:60] > np.percentile(grey[mask > 0], 99)).all()
+
+
 def test_what_lies_outside_the_image_is_zero_in_both_channels(picture: np.ndarray) -> None:
     inside = np.ones(picture.shape, bool)
     inside[90:] = False

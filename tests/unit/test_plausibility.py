@@ -16,7 +16,8 @@ from dicomnode.inference.predictor import Decomposition
 
 LIMITS = Limits(
     locator_score=0.3,
-    verdict=0.5,
+    anteroposterior_hip=0.5,
+    implant=0.5,
     metal_cm2=0.5,
     explained=0.3,
     femur_area_cm2=(15.0, 120.0),
@@ -47,7 +48,8 @@ def a_femur(shaft_lean_deg: float = 0.0) -> Decomposition:
         labels=labels,
         metal=np.zeros(labels.shape, bool),
         field=np.ones(labels.shape, bool),
-        verdict=0.97,
+        anteroposterior_hip=0.97,
+        implant=0.02,
         image_from_frame=np.eye(3),
     )
 
@@ -73,8 +75,19 @@ def test_metal_is_refused_as_an_implant() -> None:
     assert refusal(replace(femur, metal=metal)) is Reason.IMPLANT
 
 
+def test_an_implant_that_is_known_as_one_is_refused_however_little_of_it_is_outlined() -> None:
+    assert refusal(replace(a_femur(), implant=0.9)) is Reason.IMPLANT
+
+
+def test_another_view_is_named_first_where_a_few_pixels_look_like_metal() -> None:
+    femur = a_femur()
+    metal = femur.metal.copy()
+    metal[120:150, 70:90] = True
+    assert refusal(replace(femur, metal=metal, anteroposterior_hip=0.2)) is Reason.NOT_AP
+
+
 def test_a_view_that_the_network_does_not_accept_is_refused() -> None:
-    assert refusal(replace(a_femur(), verdict=0.2)) is Reason.NOT_AP
+    assert refusal(replace(a_femur(), anteroposterior_hip=0.2)) is Reason.NOT_AP
 
 
 @pytest.mark.parametrize("lean", [35.0, -30.0])
