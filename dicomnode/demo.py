@@ -12,13 +12,13 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pydicom
 from PIL import Image
 from pydicom.dataset import Dataset
+from pydicom.sr.coding import Code
 from pydicom.uid import (
     UID,
     ComprehensiveSRStorage,
@@ -30,10 +30,12 @@ from pynetdicom import AE, evt
 from pynetdicom.events import Event
 from pynetdicom.sop_class import Verification  # type: ignore[attr-defined]
 from pynetdicom.transport import ThreadedAssociationServer
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from dicomnode.dicom import codes
 from dicomnode.errors import ConfigurationError, TransientFailure
 
 EXAMPLE = Path(__file__).resolve().parent / "models" / "example" / "hip.dcm"
@@ -42,20 +44,22 @@ MARKER = ".dicomnode-demo"
 NODE, MODALITY, ARCHIVE = "DICOMNODE", "MODALITY", "ARCHIVE"
 SUCCESS, CANNOT_STORE = 0x0000, 0xA700
 WANTED = {ComprehensiveSRStorage: "report.dcm", SecondaryCaptureImageStorage: "overlay.dcm"}
-SAME_IN_ALL_GROUPS = ("276214006", "121071")
-"""Finding category and finding of TID 1410 and 1501: anatomical structure, bone."""
 START_TIMEOUT_S = 120.0
 STOP_TIMEOUT_S = 20.0
 
 
-@dataclass(frozen=True)
-class Entry:
-    """One measurement group of a received report."""
-
-    title: str
-    figures: dict[str, str]
-    """Name -> value with unit, and with its interval where it has one."""
-    evaluations: dict[str, str]
+COLUMNS = (
+    ("aBMD\ng/cm2", codes.AREAL_BMD, ".3f"),
+    ("T", codes.T_SCORE, "+.1f"),
+    ("%YAM", codes.PERCENT_YAM, ".0f"),
+    ("BMC\ng", codes.BONE_MINERAL_CONTENT, ".1f"),
+    ("Area\ncm2", codes.PROJECTED_AREA, ".1f"),
+    ("vBMD\nmg/cm3", codes.VOLUMETRIC_BMD, ".0f"),
+)
+"""Of the printed table: heading with unit, the figure's concept, and how many digits are shown."""
+INTERVAL = (codes.INTERVAL_LOW.value, codes.INTERVAL_HIGH.value)
+MEASUREMENT_GROUP, TRACKING_IDENTIFIER = "125007", "112039"
+"""DCM codes of TID 1500 and TID 1501."""
 
 
 def run(
@@ -280,71 +284,57 @@ def save_picture(secondary_capture: Path, picture: Path) -> None:
     Image.fromarray(pixels).save(picture)
 
 
-def read_entries(report: Dataset) -> list[Entry]:
-    """Read the measurement groups of a TID 1500 report."""
-    return [_entry(group) for group in _find(report, "125007")]  # (125007, DCM, "Measurement Group")
+def report_table(report: Dataset) -> Table:
+    """Show the measurement groups of a TID 1500 report, narrow enough for a terminal of 80 columns."""
+    title = f"{_meaning(report.ConceptNameCodeSequence[0])} received by {ARCHIVE}"
+    caption = "Below each areal density: its 90 % prediction interval"
+    table = Table(title=title, caption=caption, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table.add_column("Region")
+    for heading, _, _ in COLUMNS:
+        table.add_column(heading, justify="right", no_wrap=True)
+    table.add_column("Evaluation")
+    for group in _find(report, MEASUREMENT_GROUP):
+        title = next(_find(group, TRACKING_IDENTIFIER)).TextValue
+        table.add_row(escape(title), *(_figure(group, *column[1:]) for column in COLUMNS), escape(_evaluation(group)))
+    return table
 
 
 def statements(report: Dataset) -> list[str]:
     """Read the sentences that hold for the whole report: limitation and training data."""
-    return [
-        item.TextValue for code in ("LIMITATION", "TRAININGDATA") for item in _find(report, code) if "TextValue" in item
+    items = [item for code in (codes.LIMITATION, codes.TRAINING_DATA) for item in _find(report, code.value)]
+    return [item.TextValue for item in items if "TextValue" in item]
+
+
+def _figure(group: Dataset, concept: Code, form: str) -> str:
+    """The value, and its interval on a second line where it is the areal density."""
+    item = next((item for item in _find(group, concept.value) if item.get("MeasuredValueSequence")), None)
+    if item is None:
+        return ""
+    limits = [_value(part) for name in INTERVAL for part in _find(item, name)]
+    with_interval = concept == codes.AREAL_BMD and len(limits) == len(INTERVAL)
+    return format(_value(item), form) + (f"\n{limits[0]:.2f}-{limits[1]:.2f}" if with_interval else "")
+
+
+def _evaluation(group: Dataset) -> str:
+    """The class; where there is none, whether it was measured; and why not."""
+    wanted = (codes.DENSITY_CLASS, codes.MEASURABILITY), (codes.NOT_MEASURABLE_REASON,)
+    found = [
+        [_meaning(item.ConceptCodeSequence[0]) for name in some for item in _find(group, name.value)] for some in wanted
     ]
+    return ": ".join(meanings[0] for meanings in found if meanings)
 
 
-def report_table(report: Dataset) -> Table:
-    """Show the measurement groups of a report as a table."""
-    entries = read_entries(report)
-    names = list(dict.fromkeys(name for entry in entries for name in entry.figures))
-    title = f"{_meaning(report.ConceptNameCodeSequence[0])} received by {ARCHIVE}"
-    table = Table("", *(_short(name) for name in names), "Evaluation", title=title, title_justify="left")
-    for entry in entries:
-        evaluation = "\n".join(entry.evaluations.values())
-        table.add_row(escape(entry.title), *(entry.figures.get(name, "") for name in names), escape(evaluation))
-    return table
-
-
-def _entry(group: Dataset) -> Entry:
-    title, figures, evaluations = "", {}, {}
-    for item in group.ContentSequence:
-        name = _name(item)
-        if item.ValueType == "NUM" and item.get("MeasuredValueSequence"):
-            figures[_meaning(item.ConceptNameCodeSequence[0])] = _figure(item)
-        elif item.ValueType == "CODE" and item.RelationshipType == "CONTAINS" and name not in SAME_IN_ALL_GROUPS:
-            evaluations[name] = _meaning(item.ConceptCodeSequence[0])
-        elif name == "112039":  # (112039, DCM, "Tracking Identifier")
-            title = item.TextValue
-    return Entry(title, figures, evaluations)
-
-
-def _figure(item: Dataset) -> str:
-    measured = item.MeasuredValueSequence[0]
-    unit = measured.MeasurementUnitsCodeSequence[0].CodeValue
-    limits = [
-        f"{part.MeasuredValueSequence[0].NumericValue:.3f}"
-        for code in ("PI90LOW", "PI90HIGH")
-        for part in item.get("ContentSequence", ())
-        if _name(part) == code
-    ]
-    interval = f"\n({' - '.join(limits)})" if len(limits) == 2 else ""
-    return f"{measured.NumericValue:g}{'' if unit == '1' else ' ' + unit}{interval}"
+def _value(item: Dataset) -> float:
+    return float(item.MeasuredValueSequence[0].NumericValue)
 
 
 def _find(item: Dataset, code: str) -> Iterator[Dataset]:
     for part in item.get("ContentSequence", ()):
-        if _name(part) == code:
+        names = part.get("ConceptNameCodeSequence")
+        if names and names[0].get("CodeValue") == code:
             yield part
         yield from _find(part, code)
 
 
-def _name(item: Dataset) -> str:
-    names = item.get("ConceptNameCodeSequence")
-    return str(names[0].get("CodeValue", "")) if names else ""
-
-
 def _meaning(code: Dataset) -> str:
     return str(code.CodeMeaning)
-
-
-def _short(name: str) -> str:
-    return name.replace(" estimated from radiograph", "")

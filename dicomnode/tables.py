@@ -56,7 +56,7 @@ def jobs(listed: Sequence[Job], now: datetime | None = None) -> RenderableType:
     """One line per received radiograph, the latest first."""
     if not listed:
         return "No radiographs yet."
-    table = _table("Job", "State", "Age", "From", "Deliveries", "Waits for / reason", "SOP Instance UID")
+    table = _table("Job", "State", "Age", "From", "Outcome", "Deliveries", "Waits for / reason", "SOP Instance UID")
     for job in listed:
         instance = job.instance
         deliveries = ", ".join(f"{number} {state}" for state, number in sorted(job.deliveries.items()))
@@ -66,6 +66,7 @@ def jobs(listed: Sequence[Job], now: datetime | None = None) -> RenderableType:
             _coloured(job.summary),
             age(instance.received_at, now),
             escape(instance.calling_ae_title),
+            _coloured(job.outcome),
             deliveries,
             escape(reason),
             instance.sop_instance_uid,

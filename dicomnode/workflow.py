@@ -109,6 +109,7 @@ def prepare(url: str) -> None:
 
     Raises:
         ConfigurationError: the environment would make the engine speak to a cloud.
+        LedgerUnavailable: the database cannot be reached, or its user may not make the engine's tables.
     """
     _refuse_cloud()
     engine = open_engine(url)
@@ -117,6 +118,9 @@ def prepare(url: str) -> None:
         client = Client(engine)
         client.register_queue()
         client.close()
+    except SQLAlchemyError as error:
+        cause = getattr(error, "orig", None) or error
+        raise LedgerUnavailable(f"engine's tables: {type(cause).__name__}: {str(cause).splitlines()[0]}") from error
     finally:
         engine.dispose()
 

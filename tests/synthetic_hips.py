@@ -135,7 +135,7 @@ def _assessment(region: Region, areal_bmd: float) -> Assessment | None:
     name = "normal" if t >= -1 else "osteoporosis" if t <= -2.5 else "low_bone_mass"
     return Assessment(
         "invented_women", t, float(round(100 * areal_bmd / mean)), 0.3 if region is Region.TOTAL_HIP else None, name,
-        "WHO 1994 / ISCD 2023", "Not on the scale of a densitometer.",
+        "WHO 1994 / ISCD 2023", ("Not on the scale of a densitometer.",),
     )  # fmt: skip
 
 

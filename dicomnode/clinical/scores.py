@@ -150,20 +150,20 @@ def assess(
     """Read one region's areal BMD as a clinician does.
 
     A figure that cannot be had honestly (no reference for this sex or region, a child, an unknown age) is None, and the
-    note says why.
+    notes say why.
 
     Args:
         region: region of the proximal femur; only total hip and neck have scores.
-        areal_bmd_g_cm2: with its interval; where that spans two classes, the note says so.
+        areal_bmd_g_cm2: with its interval; where that spans two classes, the notes say so.
         patient: sex and age decide which reference and which classes hold.
         population: whom to compare with.
         criteria: whose rules.
-        on_dxa_scale: True only where the model was calibrated against a densitometer; else the note has the proviso.
+        on_dxa_scale: True only where the model was calibrated against a densitometer; else the notes have the proviso.
         fracture: known fragility fractures (Japanese criteria).
     """
     obstacle = _obstacle(region, patient, population)
     if obstacle:
-        return Assessment(population.name, None, None, None, None, criteria.words, obstacle)
+        return Assessment(population.name, None, None, None, None, criteria.words, (obstacle,))
     young_adult = population.young_adult[region]
     classify, provisos = _classifier(region, patient, population, criteria, fracture)
     value = areal_bmd_g_cm2.value
@@ -175,9 +175,7 @@ def assess(
         z_score=None if same_age is None else _rounded(z_score(value, same_age), "0.1"),
         classification=classify(value) if classify else None,
         criteria=criteria.words,
-        note=" ".join(
-            [*_scale_provisos(population, on_dxa_scale), *provisos, *_spans_classes(areal_bmd_g_cm2, classify)]
-        ),
+        notes=(*_scale_provisos(population, on_dxa_scale), *provisos, *_spans_classes(areal_bmd_g_cm2, classify)),
     )
 
 

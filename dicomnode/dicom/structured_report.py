@@ -433,7 +433,7 @@ def _classification(assessment: Assessment) -> list[QualitativeEvaluation]:
 
 def _assessment_texts(assessment: Assessment) -> list[tuple[Code, str]]:
     texts = [(codes.CRITERIA, assessment.criteria)] if assessment.classification is not None else []
-    return texts + ([(codes.ASSESSMENT_NOTE, assessment.note)] if assessment.note else [])
+    return texts + ([(codes.ASSESSMENT_NOTE, " ".join(assessment.notes))] if assessment.notes else [])
 
 
 def _figures(region: RegionMeasurement) -> Iterator[SrMeasurement]:

@@ -87,5 +87,5 @@ def _assessment(assessment: Assessment) -> dict[str, Any]:
         "percent_yam": assessment.percent_yam,
         "classification": str(assessment.classification) if assessment.classification else None,
         "criteria": assessment.criteria,
-        "note": assessment.note,
+        "notes": list(assessment.notes),
     }

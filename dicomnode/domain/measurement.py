@@ -71,8 +71,8 @@ class Assessment:
     """One of `clinical.scores.Classification`'s values, None where the criteria do not apply."""
     criteria: str
     """Which criteria gave the classification, e.g. "WHO 1994 / ISCD 2023"."""
-    note: str = ""
-    """Why something above is None, or under which proviso it holds."""
+    notes: tuple[str, ...] = ()
+    """Sentences: why something above is None, or under which proviso it holds."""
 
 
 @dataclass(frozen=True)

@@ -338,9 +338,13 @@ class Ledger:
                 query = query.where(_summed_up_as(state))
             instances = [frozen(Instance, row) for row in session.scalars(query)]
             ids = [instance.id for instance in instances]
+            outcomes = _outcomes(session, ids)
             deliveries = _delivery_counts(session, ids)
             conflicts = _conflict_counts(session, ids)
-        return [Job(entry, deliveries.get(entry.id, {}), conflicts.get(entry.id, 0)) for entry in instances]
+        return [
+            Job(entry, outcomes.get(entry.id, ""), deliveries.get(entry.id, {}), conflicts.get(entry.id, 0))
+            for entry in instances
+        ]
 
     def find(self, text: str) -> Instance:
         """Find an instance by its row id or its SOP Instance UID.
@@ -441,6 +445,17 @@ def _history(session: Session, delivery_id: int) -> tuple[Attempt, ...]:
         select(AttemptTable).where(AttemptTable.delivery_id == delivery_id).order_by(AttemptTable.id)
     )
     return tuple(frozen(Attempt, row) for row in rows)
+
+
+def _outcomes(session: Session, instance_ids: Sequence[int]) -> dict[int, str]:
+    """Say in a word what the latest result of each instance is (`domain.document`)."""
+    figures = ResultTable.figures
+    rows = session.execute(
+        select(ResultTable.instance_id, figures["status"].as_string(), figures["reason"].as_string())
+        .where(ResultTable.instance_id.in_(instance_ids))
+        .order_by(ResultTable.id)
+    )
+    return {instance_id: reason or status or "" for instance_id, status, reason in rows}
 
 
 def _delivery_counts(session: Session, instance_ids: Sequence[int]) -> dict[int, dict[DeliveryState, int]]:

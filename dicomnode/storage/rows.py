@@ -208,6 +208,8 @@ class Job:
     """One line of `dicomnode jobs`: an instance and how its deliveries stand."""
 
     instance: Instance
+    outcome: str
+    """"measured", the reason why it is not measurable, or empty before it was looked at."""
     deliveries: Mapping[DeliveryState, int]
     conflicts: int
 

@@ -5,11 +5,14 @@ import sys
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from dicomnode import demo
+from dicomnode.dicom import codes
 from dicomnode.errors import ConfigurationError
 from dicomnode.inference.bundle import SHIPPED
 from tests.tiny_bundle import write_tiny_bundle
+from tests.unit.test_structured_report import groups, named, number, usual_report
 from tests.written_objects import radiograph_dataset, write
 
 
@@ -58,3 +61,19 @@ def test_an_earlier_demonstration_is_replaced(tmp_path: Path) -> None:
     (tmp_path / "demo" / "old.dcm").touch()
     demo.fresh_folder(tmp_path / "demo")
     assert [path.name for path in (tmp_path / "demo").iterdir()] == [demo.MARKER]
+
+
+@pytest.mark.parametrize("width", [80, 200])
+def test_the_printed_report_shows_every_figure_whole_and_every_reason(width: int) -> None:
+    report = usual_report("implant_on_the_left")
+    console = Console(width=width)
+    with console.capture() as capture:
+        console.print(demo.report_table(report))
+    shown = " ".join(capture.get().split())
+    assert "…" not in shown
+    densities = [
+        number(group, codes.AREAL_BMD)[0] for group in groups(report).values() if named(group, codes.AREAL_BMD)
+    ]
+    assert densities and all(f"{density:.3f}" in shown for density in densities)
+    assert "Not measurable: Metal in or over the bone" in shown or width == 80
+    assert "Not measurable" in shown and "Left hip" in shown

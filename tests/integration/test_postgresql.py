@@ -107,7 +107,9 @@ def test_an_instance_goes_through_its_workflow_and_its_objects_are_claimed_once(
 
     def work(instance_id: int) -> Progress:
         ledger.begin_step(instance_id, "measure", 3)
-        result = ledger.record_result(instance_id, "model", "configuration", {"value": 0.9}, "x")
+        result = ledger.record_result(
+            instance_id, "model", "configuration", {"status": "measured", "reason": None}, "x"
+        )
         uids = [f"1.9.{instance_id}.{number}" for number in range(5)]
         made = [NewObject(uid[-1], "1.2", uid, "1.2", "b" * 64, 1, f"objects/{uid}") for uid in uids]
         ledger.record_objects(result, made)
@@ -123,6 +125,7 @@ def test_an_instance_goes_through_its_workflow_and_its_objects_are_claimed_once(
     finally:
         runner.stop(0)
     assert sweep(ledger, client) == 0
+    assert {job.instance.id: job.outcome for job in ledger.jobs()}[instance.id] == "measured"
     client.close()
 
     def claim(sender: int) -> list[int]:

@@ -64,7 +64,7 @@ def test_a_simulation_trained_model_puts_its_proviso_beside_every_score(tmp_path
     patient = Patient(Sex.FEMALE, age_years_stated=70.0)
     assessment = composition._assess(Region.TOTAL_HIP, Estimate(0.8), patient)
     assert composition.model.trained_on_simulation
-    assert "DXA scale" in assessment.note
+    assert "DXA scale" in " ".join(assessment.notes)
     assert set(composition._curves(patient)) == {Region.TOTAL_HIP, Region.FEMORAL_NECK}
 
 

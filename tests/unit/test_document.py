@@ -24,7 +24,7 @@ TOTAL = RegionMeasurement(
     bmc_g=Estimate(30.0),
     area_cm2=Estimate(37.0),
     volumetric_bmd_mg_cm3=Estimate(300.0),
-    assessment=Assessment("nhanes3", -1.1, 86.0, None, "low_bone_mass", "WHO 1994 / ISCD 2023", "a note"),
+    assessment=Assessment("nhanes3", -1.1, 86.0, None, "low_bone_mass", "WHO 1994 / ISCD 2023", ("a note",)),
 )
 NECK = RegionMeasurement(Region.FEMORAL_NECK, Status.NOT_MEASURABLE, Reason.CUT_OFF, "the neck is not in the image")
 MEASURED = Measurement(

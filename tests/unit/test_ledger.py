@@ -111,10 +111,13 @@ def never(session: Session, instance_id: int, run: int) -> None:
     raise AssertionError(f"instance {instance_id} was enqueued")
 
 
+FIGURES = {"status": "not_measurable", "reason": "implant"}
+
+
 def dispatched(ledger: Ledger, number: int = 1) -> Instance:
     """An instance whose two objects are addressed to every destination."""
     instance = ledger.register(new(number), nothing).instance
-    result = ledger.record_result(instance.id, "model", "configuration", {}, "checkpoints/aa/x.npz")
+    result = ledger.record_result(instance.id, "model", "configuration", FIGURES, "checkpoints/aa/x.npz")
     ledger.record_objects(result, [made(result, "structured_report"), made(result, "secondary_capture")])
     ledger.dispatch(instance.id)
     return ledger.instance(instance.id)
@@ -369,7 +372,8 @@ def test_jobs_come_latest_first_and_by_state(ledger: Ledger, peers: Peers) -> No
     peers.add(ARCHIVE)
     dispatched(ledger, 1)
     ledger.register(new(2), nothing)
-    assert [(job.instance.id, job.summary) for job in ledger.jobs()] == [(2, "received"), (1, "pending")]
+    listed = [(job.instance.id, job.summary, job.outcome) for job in ledger.jobs()]
+    assert listed == [(2, "received", ""), (1, "pending", "implant")]
     assert [job.instance.id for job in ledger.jobs(state=InstanceState.DISPATCHED)] == [1]
     assert [job.instance.id for job in ledger.jobs(limit=1)] == [2]
 

@@ -209,7 +209,7 @@ def test_scores_name_their_reference_population() -> None:
 def test_scores_without_a_class_are_reported_without_criteria() -> None:
     hip = measured_hip(Side.RIGHT)
     assert hip.regions[0].assessment is not None
-    unclassified = replace(hip.regions[0], assessment=replace(hip.regions[0].assessment, classification=None, note=""))
+    unclassified = replace(hip.regions[0], assessment=replace(hip.regions[0].assessment, classification=None, notes=()))
     group = groups(report(replace(both_hips(), hips=(replace(hip, regions=(unclassified,)),))))["Right hip, Total hip"]
     assert named(group, codes.T_SCORE)
     for name in (codes.DENSITY_CLASS, codes.CRITERIA, codes.ASSESSMENT_NOTE):

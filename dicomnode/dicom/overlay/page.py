@@ -168,9 +168,7 @@ def _draw_foot(
     if judged is not None and judged.assessment is not None:
         whom = references[judged.region].name if judged.region in references else judged.assessment.reference
         remarks.append(f"{words.reference}: {whom}. {words.criteria}: {judged.assessment.criteria}.")
-    remarks += dict.fromkeys(
-        region.assessment.note for region in regions if region.assessment and region.assessment.note
-    )
+    remarks += dict.fromkeys(note for region in regions if region.assessment for note in region.assessment.notes)
     remarks += measurement.notes
     if remarks:
         sheet.ground.paragraph(MARGIN_PX, y, " ".join(remarks), width, 13, MUTED, most_lines=2)
