@@ -130,9 +130,7 @@ class Composition:
 
     def draw(self, file: Path, measurement: Measurement) -> "NDArray[np.uint8]":
         """Draw the overlay, (rows, columns, 3) RGB. Raises as `measure`."""
-        from dicomnode.dicom.normalise import normalise_source
         from dicomnode.dicom.overlay import render_overlay, window_for_display
-        from dicomnode.dicom.pixels import read_header
         from dicomnode.dicom.secondary_capture import identification_line
 
         radiograph = self._read(file)
@@ -146,7 +144,7 @@ class Composition:
             patient=patient,
             references=self._curves(patient),
             settings=self.report,
-            identification=identification_line(normalise_source(read_header(file, self.limits))) if burnt_in else "",
+            identification=identification_line(self._source(file)) if burnt_in else "",
         )
 
     def encode(self, file: Path, measurement: Measurement, picture: "NDArray[np.uint8]") -> "Mapping[str, Dataset]":
@@ -155,13 +153,11 @@ class Composition:
         Their times are the file's own (in the spool: when it was received), so that encoding again gives the same bytes.
         Raises as `measure`.
         """
-        from dicomnode.dicom.normalise import normalise_source
-        from dicomnode.dicom.pixels import read_header
         from dicomnode.dicom.secondary_capture import build_secondary_capture
         from dicomnode.dicom.structured_report import build_structured_report
         from dicomnode.dicom.uids import Kind
 
-        source = normalise_source(read_header(file, self.limits))
+        source = self._source(file)
         context: dict[str, Any] = {
             "equipment": self.equipment,
             "settings": self.report,
@@ -172,6 +168,14 @@ class Composition:
             Kind.STRUCTURED_REPORT: build_structured_report(source, measurement, **context),
             Kind.SECONDARY_CAPTURE: build_secondary_capture(source, picture, measurement, **context),
         }
+
+    def _source(self, file: Path) -> "Dataset":
+        """The radiograph's header, clean enough to be referred to."""
+        from dicomnode.dicom.normalise import normalise_source
+        from dicomnode.dicom.pixels import read_header
+
+        undeclared = self.configuration.settings.report.undeclared_character_set
+        return normalise_source(read_header(file, self.limits), undeclared)
 
     def _read(self, file: Path) -> Radiograph | NotMeasurable:
         from dicomnode.dicom.pixels import read_radiograph

@@ -42,6 +42,17 @@ def _short_string(text: str) -> str | None:
     return None if len(text) <= 16 and "\\" not in text else "at most 16 characters without backslash"
 
 
+CHARACTER_SETS = (
+    "ISO_IR 100", "ISO_IR 101", "ISO_IR 109", "ISO_IR 110", "ISO_IR 126", "ISO_IR 127", "ISO_IR 138", "ISO_IR 144",
+    "ISO_IR 148", "ISO_IR 203", "ISO_IR 13", "ISO_IR 166", "ISO_IR 192", "GB18030", "GBK",
+)  # fmt: skip
+"""Defined Terms of character sets without code extensions. Source: PS3.3 C.12.1.1.2, tables C.12-2 and C.12-5."""
+
+
+def _character_set(text: str) -> str | None:
+    return None if text in CHARACTER_SETS else f"one of {', '.join(CHARACTER_SETS)}"
+
+
 class Device(StrEnum):
     """Where the networks run."""
 
@@ -129,6 +140,8 @@ class ReportSettings:
     """Of this installation, for the device observer of the report."""
     burn_in_identification: bool = False
     """Whether the overlay shows the patient's name, ID and the study date."""
+    undeclared_character_set: str = matching(_character_set, default="ISO_IR 100")
+    """Of names with bytes above 127 in objects that declare no Specific Character Set and are no UTF-8."""
 
 
 @dataclass(frozen=True)

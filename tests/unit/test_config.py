@@ -105,6 +105,7 @@ def test_a_text_that_looks_like_a_number_stays_a_text() -> None:
         ('[node]\nport = "104"\n', r"node\.port: expected a whole number, found '104'"),
         ('[node]\nae_title = "A\\\\B"\n', r"node\.ae_title: expected an AE title .*, found 'A\\\\B'"),
         ('[worker]\ndevice = "gpu"\n', r"worker\.device: expected one of 'auto', 'cpu', 'cuda', found 'gpu'"),
+        ('[report]\nundeclared_character_set = "Shift JIS"\n', r"undeclared_character_set: expected one of ISO_IR 100"),
         ('[report]\nstation_name = "12345678901234567"\n', r"report\.station_name: expected at most 16 characters"),
         ('[report]\nreference = "nhanes"\n', r"report\.reference: unknown population; did you mean 'nhanes3'\?"),
         ("node = 3\n", r"node: expected a table, found 3"),

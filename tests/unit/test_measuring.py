@@ -116,6 +116,19 @@ def test_the_table_names_files_reasons_and_failures(tmp_path: Path, configuratio
     assert "absent.dcm  failed" in shown
 
 
+def test_names_of_undeclared_characters_are_read_as_the_site_says(tmp_path: Path, configuration: Configuration) -> None:
+    source = write(tmp_path / "hip.dcm", radiograph_dataset(PatientName="Doe^Jane"))
+    source.write_bytes(source.read_bytes().replace(b"Doe^Jane", "ﾔﾏﾀﾞ^ﾀﾛｳ".encode("shift_jis")))
+    model = f"worker.model_folder={configuration.settings.worker.model_folder}"
+    site = load_configuration(overrides=[model, "report.undeclared_character_set=ISO_IR 13"])
+    measurement = Composition(site).measure(source)
+    picture = np.zeros((8, 8, 3), np.uint8)
+    for report in Composition(site).encode(source, measurement, picture).values():
+        assert report.PatientName == "ﾔﾏﾀﾞ^ﾀﾛｳ"
+    elsewhere = Composition(load_configuration(overrides=[model])).encode(source, measurement, picture)
+    assert all(report.PatientName != "ﾔﾏﾀﾞ^ﾀﾛｳ" for report in elsewhere.values())
+
+
 def test_the_identification_is_burnt_in_only_on_demand(tmp_path: Path, configuration: Configuration) -> None:
     source = write(tmp_path / "hip.dcm", radiograph_dataset(PatientName="Doe^Jane", PatientID="4711"))
     plain = Composition(configuration)
