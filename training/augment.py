@@ -25,6 +25,8 @@ _LEAST_IMPLANT_CM2 = 0.5
 _FIELD_CUT_SHARE = 0.5
 _SHORT_SHARE = 0.4
 """Of the fields that are cut below: those that end near the neck, as that of a tomogram of the pelvis may."""
+_SHUTTER_MM = (2.0, 20.0)
+"""Width of the border that a shutter leaves in the image, where it does not reach to the frame's end."""
 _BLUR_SHARE = 0.2
 _BLUR_SD_MM = (0.3, 2.2)
 """From what a detector blurs to what voxels of 3 mm do; fluoroscopes, old cassettes and radiographs of tomograms lie between."""
@@ -184,13 +186,15 @@ def _cut_field(
     field[:first_row] = field[last_row:] = False
     field[:, :first_column] = field[:, last_column:] = False
     cut = image.copy()
-    kind = rng.integers(3)
-    if kind == 0:
-        inside = field.copy()
-    else:
-        level = rng.choice([image.min(), image.max()])
-        noise = 0.0 if kind == 1 else rng.uniform(0.002, 0.02)
-        cut[~field] = level + noise * rng.standard_normal(int((~field).sum()))
+    shutter = rng.integers(4)
+    if shutter == 0:
+        return cut, field.copy(), field
+    level = rng.choice([image.min(), image.max()])
+    noise = 0.0 if shutter < 3 else rng.uniform(0.002, 0.02)
+    cut[~field] = level + noise * rng.standard_normal(int((~field).sum()))
+    if shutter == 1:  # a narrow one: the image ends a little beyond the exposed field
+        width = int(rng.uniform(*_SHUTTER_MM) / frame.SPACING_MM)
+        inside = ndimage.binary_dilation(field, np.ones((3, 3), bool), iterations=width)
     return cut, inside, field
 
 
