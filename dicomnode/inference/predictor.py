@@ -77,7 +77,7 @@ class Predictor:
         self._decomposer = _placed(bundle.decomposer, self.device)
 
     def locate(self, image: NDArray[np.float32], spacing_mm: tuple[float, float]) -> list[HipCandidate]:
-        """Find the femoral heads: at most one per side, each at least as probable as the bundle's limit."""
+        """Find the femoral heads on the image: at most one per side, each at least as probable as the bundle's limit."""
         found = []
         for image_from_overview in frame.overview_windows(image.shape, spacing_mm):
             shape = (frame.LOCATOR_SIZE, frame.LOCATOR_SIZE)
@@ -87,7 +87,11 @@ class Predictor:
                 for column, row, score in peaks(channel):
                     x, y, _ = image_from_overview @ (column, row, 1.0)
                     found.append(HipCandidate(side, (float(x), float(y)), score))
-        likely = [candidate for candidate in found if candidate.score >= self.bundle.limits.locator_score]
+        likely = [
+            candidate
+            for candidate in found
+            if candidate.score >= self.bundle.limits.locator_score and on_image(candidate, image.shape)
+        ]
         return one_head_one_side(likely, spacing_mm)
 
     def decompose(
@@ -177,6 +181,12 @@ def peaks(heat: NDArray[np.float32]) -> list[tuple[float, float, float]]:
     rows, columns = np.indices(heat.shape) + 0.5
     elsewhere = np.hypot(columns - first[0], rows - first[1]) * frame.LOCATOR_SPACING_MM > _HEADS_APART_MM
     return [first, peak(np.where(elsewhere, heat, np.float32(0)))]
+
+
+def on_image(candidate: HipCandidate, shape: tuple[int, ...]) -> bool:
+    """Whether the head's centre lies on an image of (rows, columns); an overview reaches beyond it."""
+    column, row = candidate.head_px
+    return 0 <= column < shape[1] and 0 <= row < shape[0]
 
 
 def one_head_one_side(candidates: list[HipCandidate], spacing_mm: tuple[float, float]) -> list[HipCandidate]:

@@ -13,7 +13,7 @@ from dicomnode.domain.radiograph import Side
 from dicomnode.errors import BundleError, ConfigurationError
 from dicomnode.inference.bundle import load_bundle
 from dicomnode.inference.network import HipNet, NetworkShape
-from dicomnode.inference.predictor import HipCandidate, Predictor, one_head_one_side, peak, peaks, sigmoid
+from dicomnode.inference.predictor import HipCandidate, Predictor, on_image, one_head_one_side, peak, peaks, sigmoid
 from tests.tiny_bundle import write_tiny_bundle
 
 
@@ -92,6 +92,11 @@ def test_a_head_is_never_taken_for_both_sides() -> None:
     left = HipCandidate(Side.LEFT, (800.0, 300.0), 0.6)
     assert one_head_one_side([left, same_head, right], (0.25, 0.25)) == [right, left]
     assert one_head_one_side([same_head, right], (0.25, 0.25)) == [right]
+
+
+@pytest.mark.parametrize(("head", "seen"), [((0.5, 99.5), True), ((-3.0, 50.0), False), ((40.0, 100.5), False)])
+def test_a_head_beyond_the_image_s_border_is_none(head: tuple[float, float], seen: bool) -> None:
+    assert on_image(HipCandidate(Side.RIGHT, head, 0.9), (100, 80)) is seen
 
 
 def test_a_second_peak_is_another_head() -> None:
