@@ -26,6 +26,9 @@ from dicomnode.inference.predictor import Decomposition, HipCandidate, Predictor
 Assess = Callable[[Region, Estimate, Patient], Assessment | None]
 """(region, areal BMD in g/cm2, patient) to what a clinician reads; None where the reference population lacks the region."""
 
+LARGEST_RADIOGRAPH_MM = 1500.0
+"""Longer than any stitched exposure (43 x 130 cm): beyond it the spacing is wrong, and looking for hips would take for ever."""
+
 
 def measure(radiograph: Radiograph, predictor: Predictor, assess: Assess) -> Measurement:
     """Measure every hip on a radiograph: figures or a reason, never neither."""
@@ -34,6 +37,14 @@ def measure(radiograph: Radiograph, predictor: Predictor, assess: Assess) -> Mea
     if plane is None:
         detail = (
             "the header holds no usable pixel spacing; Imager Pixel Spacing (0018,1164) is needed to measure an area"
+        )
+        return not_measured(
+            radiograph.sop_instance_uid, identity, NotMeasurable(Reason.UNKNOWN_SCALE, detail), radiograph.notes
+        )
+    if (largest_mm := max(np.multiply(radiograph.image.shape, plane.spacing_mm))) > LARGEST_RADIOGRAPH_MM:
+        detail = (
+            f"the header's pixel spacing makes the image {largest_mm / 10:.0f} cm long, at most "
+            f"{LARGEST_RADIOGRAPH_MM / 10:.0f} cm are plausible; check Imager Pixel Spacing (0018,1164)"
         )
         return not_measured(
             radiograph.sop_instance_uid, identity, NotMeasurable(Reason.UNKNOWN_SCALE, detail), radiograph.notes

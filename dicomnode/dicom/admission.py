@@ -10,7 +10,8 @@ Nothing here allocates memory for pixels.
 """
 
 import re
-from dataclasses import dataclass
+import threading
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pydicom.uid import (
@@ -98,6 +99,11 @@ def is_valid_uid(uid: str) -> bool:
     return len(uid) <= _MAX_UID_CHARACTERS and _UID_PATTERN.fullmatch(uid) is not None
 
 
+_ONE_AT_A_TIME = threading.Lock()
+"""Reading a header costs next to nothing, but a deflated object is inflated for it (`Limits.max_inflated_bytes`): however many
+associations there are, memory is needed once."""
+
+
 def check_request(sop_class_uid: str, sop_instance_uid: str) -> None:
     """Check a C-STORE request before its data set is looked at.
 
@@ -132,7 +138,8 @@ def admit(path: Path, sop_class_uid: str, sop_instance_uid: str, limits: Limits 
         OSError: the file cannot be read.
     """
     check_request(sop_class_uid, sop_instance_uid)
-    encoded = read_encoded(path, limits)
+    with _ONE_AT_A_TIME:
+        encoded = replace(read_encoded(path, limits), content=b"")  # only the header is looked at here
     if encoded.transfer_syntax_uid not in ACCEPTED_TRANSFER_SYNTAXES:
         name = _printable(UID(encoded.transfer_syntax_uid).name)
         raise CannotUnderstand(f"transfer syntax {name} was never offered; send one that the association negotiated")

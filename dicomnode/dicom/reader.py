@@ -224,15 +224,17 @@ def _inflate(stream: BinaryIO, start: int, limits: Limits) -> bytes:
     """Inflate a deflated data set (PS3.5 A.5), at most to the limit."""
     stream.seek(start)
     inflater = zlib.decompressobj(-zlib.MAX_WBITS)
-    inflated = bytearray()
+    inflated = BytesIO()  # gives its bytes away without copying them
     while not inflater.eof and (chunk := inflater.unconsumed_tail or stream.read(_MIB)):
         try:
-            inflated += inflater.decompress(chunk, _MIB)
+            inflated.write(inflater.decompress(chunk, _MIB))
         except zlib.error as error:
-            raise CannotUnderstand(f"the deflated data set is damaged after {len(inflated)} bytes: {error}") from error
-        if len(inflated) > limits.max_inflated_bytes:
+            raise CannotUnderstand(
+                f"the deflated data set is damaged after {inflated.tell()} bytes: {error}"
+            ) from error
+        if inflated.tell() > limits.max_inflated_bytes:
             raise CannotUnderstand(f"the deflated data set inflates to more than {limits.max_inflated_bytes} bytes")
-    return bytes(inflated)
+    return inflated.getvalue()
 
 
 def _at(stream: BinaryIO, offset: int, count: int) -> bytes:

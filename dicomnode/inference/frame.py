@@ -29,6 +29,10 @@ LOCATOR_SPACING_MM = 3.5
 """Pixel size of the overview in the object plane: 448 mm, more than the largest detector (43 cm) shows there."""
 
 
+_TRUNCATE_SD = 3.0
+"""Where the smoothing kernel ends."""
+
+
 class Label(IntEnum):
     """Region labels of the femur, in the frame's images and in the network's segmentation channels."""
 
@@ -91,12 +95,24 @@ def resample(
     """
     step = np.array([abs(image_from_target[1, 1]), abs(image_from_target[0, 0])])
     # A Gaussian that removes what the coarser grid cannot hold (half of its step), beyond the sampling of the finer one.
-    smoothed = ndimage.gaussian_filter(
-        image, np.sqrt(np.maximum(0.0, (0.5 * step) ** 2 - 0.25)), mode="nearest", truncate=3.0
-    )
+    sd_px = np.sqrt(np.maximum(0.0, (0.5 * step) ** 2 - 0.25))
     rows = image_from_target[1, 1] * (np.arange(shape[0]) + 0.5) + image_from_target[1, 2] - 0.5
     columns = image_from_target[0, 0] * (np.arange(shape[1]) + 0.5) + image_from_target[0, 2] - 0.5
+    # Only what the target sees is smoothed: several overviews of a long image cost no more than one.
+    seen_rows, seen_columns = (
+        _seen(places, size, _TRUNCATE_SD * sd)
+        for places, size, sd in zip((rows, columns), image.shape, sd_px, strict=True)
+    )
+    smoothed = ndimage.gaussian_filter(image[seen_rows, seen_columns], sd_px, mode="nearest", truncate=_TRUNCATE_SD)
     grid = np.meshgrid(rows, columns, indexing="ij")
-    out = ndimage.map_coordinates(smoothed, grid, order=1, mode="nearest", output=np.float32)
+    within = (grid[0] - seen_rows.start, grid[1] - seen_columns.start)
+    out = ndimage.map_coordinates(smoothed, within, order=1, mode="nearest", output=np.float32)
     inside = (grid[0] > -0.5) & (grid[0] < image.shape[0] - 0.5) & (grid[1] > -0.5) & (grid[1] < image.shape[1] - 0.5)
     return out, inside
+
+
+def _seen(places: NDArray[np.float64], size: int, margin_px: float) -> slice:
+    """The part of an axis of `size` pixels that sampling at these places needs, with what smoothing needs around it."""
+    margin = int(margin_px) + 2
+    first, last = int(np.floor(places.min())) - margin, int(np.ceil(places.max())) + margin
+    return slice(min(max(first, 0), max(size - margin, 0)), max(min(last + 1, size), min(margin, size)))

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from scipy import ndimage
 
 from dicomnode.domain.radiograph import Side
 from dicomnode.inference import frame
@@ -36,6 +37,25 @@ def test_downsampling_keeps_the_mean_of_a_fine_texture() -> None:
     out, _ = frame.resample(texture, np.diag([8.0, 8.0, 1.0]), (50, 50))
     assert out.mean() == pytest.approx(5, abs=0.02)
     assert out.std() < 0.2  # without smoothing it would stay near 1
+
+
+def test_what_a_part_of_an_image_looks_like_does_not_depend_on_how_much_of_it_is_smoothed() -> None:
+    image = np.random.default_rng(0).random((500, 400)).astype(np.float32)
+    matrix = np.array([[-3.0, 0, 390.0], [0, 5.0, 40.0], [0, 0, 1.0]])
+    sd = np.sqrt((0.5 * np.array([5.0, 3.0])) ** 2 - 0.25)
+    whole = ndimage.gaussian_filter(image, sd, mode="nearest", truncate=3.0)
+    rows, columns = np.meshgrid(5.0 * np.arange(20) + 42.0, 388.0 - 3.0 * np.arange(30), indexing="ij")
+    expected = ndimage.map_coordinates(whole, (rows, columns), order=1)
+    out, inside = frame.resample(image, matrix, (20, 30))
+    assert inside.all()
+    assert out == pytest.approx(expected, abs=1e-5)
+
+
+@pytest.mark.parametrize("corner", [(-900.0, 10.0), (10.0, 900.0)])
+def test_a_target_wholly_beside_the_image_sees_its_border(corner: tuple[float, float]) -> None:
+    image = np.full((60, 50), 7.0, np.float32)
+    out, inside = frame.resample(image, np.array([[4.0, 0, corner[0]], [0, 4.0, corner[1]], [0, 0, 1.0]]), (8, 8))
+    assert not inside.any() and (out == 7).all()
 
 
 @pytest.mark.parametrize(("shape", "windows"), [((430, 430), 1), ((448, 448), 1), ((1200, 430), 4)])

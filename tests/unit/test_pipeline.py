@@ -75,6 +75,12 @@ def test_the_interval_of_the_bundle_surrounds_the_figure() -> None:
     assert total.bmc_g is not None and total.bmc_g.low is None  # the bundle holds no interval for it
 
 
+def test_an_image_larger_than_any_radiograph_has_no_known_scale_and_is_not_searched() -> None:
+    measurement = run(FakePredictor({Side.RIGHT: a_femur()}), image=np.zeros((10_000, 4), np.float32))
+    assert (measurement.status, measurement.reason) == (Status.NOT_MEASURABLE, Reason.UNKNOWN_SCALE)
+    assert "cm long" in measurement.detail
+
+
 def test_hips_are_told_apart_and_the_right_one_comes_first() -> None:
     metal = a_femur()
     metal = replace(metal, metal=metal.labels > 0)
