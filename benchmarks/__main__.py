@@ -43,22 +43,25 @@ def main(
     if unknown:
         raise typer.BadParameter(f"expected some of {', '.join(PARTS)}, found {', '.join(unknown)}")
     measured: dict[str, object] = {}
+    failed: list[str] = []
     with tempfile.TemporaryDirectory(prefix="dicomnode-bench-") as scratch, console.status("Starting") as status:
         told = _teller(status)
         if "store" in chosen:
-            measured |= _attempt("store", lambda: _store(Path(scratch), images, rounds, told))
+            measured |= _attempt("store", lambda: _store(Path(scratch), images, rounds, told), failed)
         if {"reporting", "network"} & set(chosen):
             told("simulating a radiograph of real size")
             files = radiographs.phantom_files(_made(Path(scratch) / "phantom"), 2 * reports)
             if "reporting" in chosen:
-                measured |= _attempt("reporting", lambda: _reporting(Path(scratch), files, reports, model, told))
+                measured |= _attempt(
+                    "reporting", lambda: _reporting(Path(scratch), files, reports, model, told), failed
+                )
             if "network" in chosen:
                 told("running the networks")
-                measured |= _attempt("network", lambda: _network(files[0], model))
+                measured |= _attempt("network", lambda: _network(files[0], model), failed)
     results = output.Results(**measured)  # type: ignore[arg-type]
     for path in output.write(folder, results):
         console.print(f"written   {path}")
-    if not measured:
+    if failed or not measured:
         raise typer.Exit(1)
 
 
@@ -68,13 +71,16 @@ def _terminate(*_: object) -> None:
     sys.exit(TERMINATED)
 
 
-def _attempt(name: str, run: Callable[[], dict[str, object]]) -> dict[str, object]:
-    """Run one benchmark; what it lacks is said, and the others go on."""
+def _attempt(name: str, run: Callable[[], dict[str, object]], failed: list[str]) -> dict[str, object]:
+    """Run one benchmark; what it lacks or where it fails is said, and the others go on."""
     try:
         return run()
-    except (ProgramMissing, ProgramFailed, DicomNodeError) as error:
+    except ProgramMissing as error:
         console.print(f"[yellow]skipped[/]   {name}: {error}", soft_wrap=True)
-        return {}
+    except (ProgramFailed, DicomNodeError) as error:
+        console.print(f"[red]failed[/]    {name}: {error}", soft_wrap=True)
+        failed.append(name)
+    return {}
 
 
 def _store(scratch: Path, images: int, rounds: int, told: Callable[[str], None]) -> dict[str, object]:

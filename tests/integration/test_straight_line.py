@@ -13,7 +13,6 @@ from pydicom.uid import ComprehensiveSRStorage, SecondaryCaptureImageStorage
 from dicomnode.dicom.pixels import read_radiograph
 from dicomnode.dicom.reader import Limits
 from dicomnode.dicom.uids import Kind
-from dicomnode.inference.bundle import SHIPPED
 from dicomnode.storage.rows import InstanceState
 from tests.integration.conftest import CT_RADIOGRAPH, ENCODINGS, Sent, StraightLine
 
@@ -25,11 +24,6 @@ KINDS = {Kind.STRUCTURED_REPORT: ComprehensiveSRStorage, Kind.SECONDARY_CAPTURE:
 
 DCMTK_WITHOUT_UTF_8 = "W: The VR checker does not support this Specific Character Set: ISO_IR 192"
 """Said by DCMTK 3.6.7 of every object in UTF-8, which it reads all the same."""
-
-shipped_model = pytest.mark.skipif(
-    not (SHIPPED / "model.json").is_file(),
-    reason=f"no shipped model in {SHIPPED}: a model of random weights has no figures",
-)
 
 
 def figures(sent: Sent) -> dict[str, Any]:
@@ -106,10 +100,6 @@ def test_a_picture_of_unknown_scale_is_not_measured(encodings: dict[str, Sent]) 
     assert figures(encodings["RG1_J2KI"])["reason"] == "unknown_scale"
 
 
-@shipped_model
-@pytest.mark.xfail(
-    reason="the first model, trained on phantoms alone, refuses this short field of the real CT as no AP view"
-)
 def test_the_native_hip_of_the_ct_gets_figures(ct_radiograph: Sent) -> None:
     right = _hip(ct_radiograph, "R")
     measured = {region["region"]: region["figures"] for region in right["regions"] if region["status"] == "measured"}
@@ -117,7 +107,6 @@ def test_the_native_hip_of_the_ct_gets_figures(ct_radiograph: Sent) -> None:
     assert 0.2 < measured["femoral_neck"]["areal_bmd"]["value"] < 1.6
 
 
-@shipped_model
 def test_the_hip_with_metal_is_refused_as_an_implant(ct_radiograph: Sent) -> None:
     left = _hip(ct_radiograph, "L")
     assert (left["status"], left["reason"]) == ("not_measurable", "implant")
