@@ -13,11 +13,9 @@ from pydicom import Dataset, dcmread
 from benchmarks.programs import Node, Orthanc, node, orthanc, store
 from dicomnode.config import LEDGER_FILE
 from dicomnode.demo import free_ports
-from dicomnode.inference.bundle import SHIPPED
 from dicomnode.storage.database import open_engine
 from dicomnode.storage.ledger import Ledger
 from dicomnode.storage.rows import DeliveryState, JobDetail
-from tests.tiny_bundle import write_tiny_bundle
 
 ENCODINGS = {
     "RG2_UNC": "-xe",
@@ -71,23 +69,13 @@ class Sent:
 
 
 @pytest.fixture(scope="session")
-def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The shipped model bundle; where there is none yet, one of random weights that finds nothing measurable."""
-    if (SHIPPED / "model.json").is_file():
-        return SHIPPED
-    return write_tiny_bundle(tmp_path_factory.mktemp("model") / "tiny")
-
-
-@pytest.fixture(scope="session")
-def straight_line(
-    orthanc_binary: str, dcmtk: Path, model_folder: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[StraightLine]:
+def straight_line(orthanc_binary: str, dcmtk: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[StraightLine]:
     """Start Orthanc and the node, each on free ports of loopback, with their files in a temporary folder."""
     folder = tmp_path_factory.mktemp("straight-line")
     (port,) = free_ports(1)
     with ExitStack() as stack:
         archive = stack.enter_context(orthanc(folder / "orthanc", node_port=port))
-        overrides = (f"worker.model_folder={model_folder}", "worker.device=cpu")
+        overrides = ("worker.device=cpu",)
         running = stack.enter_context(node(folder / "node", archive, port=port, overrides=overrides))
         engine = open_engine(f"sqlite:///{running.folder / 'node' / LEDGER_FILE}")
         stack.callback(engine.dispose)
