@@ -40,7 +40,7 @@ from dicomnode.storage import checkpoint
 from dicomnode.storage.ledger import Ledger
 from dicomnode.storage.rows import Instance, InstanceState, NewObject, Result
 from dicomnode.storage.spool import CHECKPOINTS, OBJECTS, Spool
-from dicomnode.workflow import Client, Progress, Runner, Step, sweep
+from dicomnode.workflow import Client, Idle, Progress, Runner, Step, sweep
 
 LOGGER = logging.getLogger(__name__)
 
@@ -257,40 +257,45 @@ def serve(
     spool.prepare()
     client = Client(engine)
     runner = Runner(engine, settings.executor_id, InstanceWork(settings, ledger, spool, measure, encode).steps())
-    _beat(settings, ledger)
+    _beat(settings, ledger, None)
     runner.start()
     LOGGER.info(line("working", executor=settings.executor_id, model=settings.model_digest[:12]))
     try:
-        _watch(settings, ledger, client, stop)
+        _watch(settings, ledger, client, runner, stop)
     finally:
         runner.stop(settings.stop_grace_s)
         client.close()
         LOGGER.info(line("stopped working", executor=settings.executor_id))
 
 
-def _watch(settings: WorkerSettings, ledger: Ledger, client: Client, stop: threading.Event) -> None:
+def _watch(settings: WorkerSettings, ledger: Ledger, client: Client, runner: Runner, stop: threading.Event) -> None:
     """Give signs of life, and sweep, until `stop` is set."""
+    idle, told, alive = Idle(), None, False
     beat_at = sweep_at = time.monotonic()
     while not stop.wait(0.2):
         now = time.monotonic()
-        if now >= beat_at:
-            beat_at = now + settings.beat_interval_s
-            _beat(settings, ledger)
-        if now >= sweep_at:
+        if now >= beat_at or runner.working_on != told:
+            beat_at, told = now + settings.beat_interval_s, runner.working_on
+            alive = _beat(settings, ledger, told)
+        # Who could not say that he lives would take his own work for that of a dead one.
+        if now >= sweep_at and alive:
             sweep_at = now + settings.sweep_interval_s
-            _sweep(ledger, client)
+            _sweep(ledger, client, idle)
 
 
-def _beat(settings: WorkerSettings, ledger: Ledger) -> None:
+def _beat(settings: WorkerSettings, ledger: Ledger, working_on: int | None) -> bool:
+    """Give a sign of life; tell whether it was heard."""
     try:
-        ledger.beat(settings.executor_id, socket.gethostname(), os.getpid())
+        ledger.beat(settings.executor_id, socket.gethostname(), os.getpid(), working_on)
     except LedgerUnavailable as error:
         LOGGER.error(line("no sign of life given", executor=settings.executor_id, error=str(error)))
+        return False
+    return True
 
 
-def _sweep(ledger: Ledger, client: Client) -> None:
+def _sweep(ledger: Ledger, client: Client, idle: Idle) -> None:
     try:
-        sweep(ledger, client)
+        sweep(ledger, client, idle)
     except DicomNodeError as error:
         LOGGER.error(line("sweep failed", error=str(error)))
     except Exception:

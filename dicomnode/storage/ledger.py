@@ -47,6 +47,8 @@ from dicomnode.storage.schema import (
 
 Enqueue = Callable[[Session, int, int], None]
 """Puts the workflow of (instance id, run) into the engine's queue, inside the caller's transaction."""
+EXECUTOR_SILENCE = timedelta(seconds=90)
+"""A worker that has not given a sign of life for this long is taken for dead, and its work is taken over."""
 
 
 class Arrival(Enum):
@@ -308,20 +310,25 @@ class Ledger:
             enqueue(session, row.id, row.run)
             return True
 
-    def beat(self, executor_id: str, host: str, pid: int) -> None:
-        """Say that a worker is alive."""
+    def beat(self, executor_id: str, host: str, pid: int, working_on: int | None = None) -> None:
+        """Say that a worker is alive, and on which instance it works."""
         with writing(self.engine) as session:
             row = session.get(HeartbeatTable, executor_id)
             if row is None:
-                session.add(HeartbeatTable(executor_id=executor_id, host=host, pid=pid, beat_at=self._now()))
-            else:
-                row.host, row.pid, row.beat_at = host, pid, self._now()
+                row = HeartbeatTable(executor_id=executor_id)
+                session.add(row)
+            row.host, row.pid, row.instance_id, row.beat_at = host, pid, working_on, self._now()
 
-    def live_executors(self, within: timedelta) -> set[str]:
-        """Name the workers that have given a sign of life `within` this time."""
+    def live_executors(self, within: timedelta) -> dict[str, int | None]:
+        """Name the workers that have given a sign of life `within` this time, each with the instance that it works on."""
         with reading(self.engine) as session:
-            recent = HeartbeatTable.beat_at > self._now() - within
-            return set(session.scalars(select(HeartbeatTable.executor_id).where(recent)))
+            rows = session.execute(
+                select(HeartbeatTable.executor_id, HeartbeatTable.instance_id).where(self._alive(within))
+            )
+            return {row.executor_id: row.instance_id for row in rows}
+
+    def _alive(self, within: timedelta) -> ColumnElement[bool]:
+        return HeartbeatTable.beat_at > self._now() - within
 
     # -- for a person -------------------------------------------------------------------------------------------
 
@@ -386,19 +393,28 @@ class Ledger:
             )
 
     def retry(self, instance_id: int, enqueue: Enqueue) -> Retried:
-        """Set going again what waits: the instance if quarantined or postponed, and its deliveries that are not through.
+        """Set going again what is not through: the instance if quarantined or unfinished, and its deliveries.
+
+        An instance that a live worker works on is left to it. One that merely waits for its turn gets a second run, which finds
+        nothing left to do.
 
         Raises:
             NotFound: no such row.
         """
         with writing(self.engine) as session:
             row = _instance(session, instance_id)
-            again = row.state == InstanceState.QUARANTINED.value or row.next_attempt_at is not None
-            if again:
-                self._advance(row, _state_by_evidence(session, instance_id))
+            resumed_from = None
+            waits = row.state == InstanceState.QUARANTINED.value or row.next_attempt_at is not None
+            if waits or (InstanceState(row.state) in UNFINISHED and not self._is_worked_on(session, instance_id)):
+                resumed_from = _state_by_evidence(session, instance_id)
+                self._advance(row, resumed_from)
                 row.run += 1
                 enqueue(session, row.id, row.run)
-            return Retried(again, self._retry_deliveries(session, instance_id))
+            return Retried(resumed_from, self._retry_deliveries(session, instance_id))
+
+    def _is_worked_on(self, session: Session, instance_id: int) -> bool:
+        by_a_live_one = (HeartbeatTable.instance_id == instance_id) & self._alive(EXECUTOR_SILENCE)
+        return session.scalar(select(exists().where(by_a_live_one))) is True
 
     def _retry_deliveries(self, session: Session, instance_id: int) -> int:
         of_instance = DeliveryTable.object_id.in_(select(ObjectTable.id).where(ObjectTable.instance_id == instance_id))

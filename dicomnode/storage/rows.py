@@ -248,5 +248,6 @@ class JobDetail:
 class Retried:
     """What a person's `retry` set going."""
 
-    instance: bool
+    resumed_from: InstanceState | None
+    """From where the instance goes on; None where it was not to be set going."""
     deliveries: int

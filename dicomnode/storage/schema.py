@@ -226,11 +226,12 @@ class AeTable(Table):
 
 
 class HeartbeatTable(Table):
-    """When each worker was last alive, so that a sweeper knows whose work to take over."""
+    """When each worker was last alive and on what it worked, so that a sweeper knows what to take over."""
 
     __tablename__ = "heartbeat"
 
     executor_id: Mapped[str] = mapped_column(String(64), primary_key=True)
     host: Mapped[str] = mapped_column(String(255))
     pid: Mapped[int] = mapped_column(Integer)
+    instance_id: Mapped[int | None] = mapped_column(BigInteger)
     beat_at: Mapped[datetime] = mapped_column(UtcDateTime)
