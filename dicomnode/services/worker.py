@@ -150,13 +150,14 @@ class InstanceWork:
         path = self._spool.absolute(instance.spool_path)
         if not path.is_file():
             raise PermanentFailure(
-                f"the received file {instance.spool_path} is missing from the spool; send the image again"
+                f"the received file {instance.spool_path} is missing from the spool; send the image again, "
+                f"then dicomnode retry {instance.id}"
             )
         sha256, _ = self._spool.dataset_digest(instance.spool_path)
         if sha256 != instance.dataset_sha256:
             raise PermanentFailure(
                 f"the received file {instance.spool_path} has changed in the spool: its SHA-256 is not the one it was received "
-                "with; send the image again"
+                f"with; send the image again, then dicomnode retry {instance.id}"
             )
         return path
 

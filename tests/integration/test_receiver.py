@@ -148,6 +148,16 @@ def test_a_repeat_heals_a_file_that_the_disk_has_lost(desk: Desk) -> None:
     assert desk.files() == [file]
 
 
+def test_a_repeat_heals_a_file_that_the_disk_has_damaged(desk: Desk) -> None:
+    send(desk.port, [radiograph(1)])
+    (file,) = desk.files()
+    sound = file.read_bytes()
+    file.write_bytes(sound[:-1] + b"\xff")
+    assert send(desk.port, [radiograph(1)]) == [0x0000]
+    assert desk.files() == [file]
+    assert file.read_bytes() == sound
+
+
 def test_echo_is_answered(desk: Desk) -> None:
     entity = AE("MODALITY")
     entity.add_requested_context(Verification)

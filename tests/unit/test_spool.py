@@ -122,12 +122,24 @@ def test_a_path_that_leads_out_of_the_spool_is_an_error(spool: Spool, path: str)
         spool.absolute(path)
 
 
-def test_a_lost_file_is_put_back_from_a_repeat_and_a_present_one_is_left(spool: Spool) -> None:
-    first, second = spool.write(OBJECTS, ".dcm", b"one"), spool.write(OBJECTS, ".dcm", b"one")
-    assert not spool.restore(second.path, first.path)
-    spool.discard(first.path)
-    assert spool.restore(second.path, first.path)
-    assert files(spool) == [first.path]
+def kept(spool: Spool) -> tuple[str, str]:
+    with received(spool, b"abc") as incoming:
+        sha256 = incoming.finish()
+        return spool.keep(incoming.path), sha256
+
+
+def test_a_lost_or_damaged_file_is_replaced_by_a_repeat_and_a_sound_one_is_left(spool: Spool) -> None:
+    (first, sha256), (second, _) = kept(spool), kept(spool)
+    assert not spool.restore(second, first, sha256)
+    assert files(spool) == sorted([first, second])
+    for content in (None, b"", HEAD + b"abX", b"x" * 200):
+        again, _ = kept(spool)
+        spool.discard(first)
+        if content is not None:
+            spool.absolute(first).write_bytes(content)
+        assert spool.restore(again, first, sha256)
+        assert spool.dataset_digest(first) == (sha256, 3)
+    assert files(spool) == sorted([first, second])
 
 
 def test_leftovers_of_a_dead_receiver_are_removed(spool: Spool) -> None:

@@ -195,6 +195,7 @@ def test_a_radiograph_that_the_disk_has_lost_or_changed_is_never_measured(
     assert bench.run("measure") == [Progress.STOP]
     assert bench.measured == []
     assert words in bench.instance.note
+    assert bench.instance.note.endswith(f"send the image again, then dicomnode retry {bench.id}")
 
 
 def test_a_damaged_checkpoint_is_quarantined_with_what_to_do(bench: Bench) -> None:
