@@ -118,7 +118,7 @@ class InstanceWork:
         if self._ledger.objects(result.id):
             self._ledger.record_objects(result, ())
             return Progress.GO_ON
-        measurement = checkpoint.load(Measurement, self._spool.absolute(result.checkpoint_path).read_bytes())
+        measurement = self._measurement(instance, result)
         objects = [self._write(made) for made in self._encode(self._source(instance), measurement)]
         recorded = self._ledger.record_objects(result, objects)
         self._discard_superfluous(objects, {made.spool_path for made in recorded})
@@ -131,6 +131,23 @@ class InstanceWork:
             LOGGER.warning(line("no destination", job=instance.id, sop_instance_uid=instance.sop_instance_uid))
             return Progress.STOP
         return Progress.GO_ON
+
+    def _measurement(self, instance: Instance, result: Result) -> Measurement:
+        """Load the checkpoint; measure again where it is damaged, lost or of another version of this program.
+
+        Figures and checkpoint are then replaced together, so that ledger and report agree. No object speaks of the old ones yet,
+        and the UIDs do not depend on them.
+        """
+        path = self._spool.absolute(result.checkpoint_path)
+        try:
+            return checkpoint.load(Measurement, path.read_bytes())
+        except (PermanentFailure, OSError) as error:
+            LOGGER.warning(line("measured again", job=instance.id, reason=_words(error)))
+        measurement = self._measure(self._source(instance))
+        kept = self._spool.write(CHECKPOINTS, ".npz", checkpoint.dump(measurement))
+        self._ledger.replace_result(result.id, document(measurement), kept.path)
+        self._spool.discard(result.checkpoint_path)
+        return measurement
 
     def _result(self, instance: Instance) -> Result:
         settings = self._settings

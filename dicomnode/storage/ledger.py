@@ -14,7 +14,7 @@ from sqlalchemy import ColumnElement, Engine, and_, exists, func, not_, or_, sel
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
-from dicomnode.errors import NotFound
+from dicomnode.errors import NotFound, PermanentFailure
 from dicomnode.storage.database import Clock, reading, utc_now, writing
 from dicomnode.storage.mapping import columns, frozen
 from dicomnode.storage.rows import (
@@ -195,6 +195,19 @@ class Ledger:
         with reading(self.engine) as session:
             row = _result(session, instance_id, model_digest, configuration_digest)
             return frozen(Result, row) if row is not None else None
+
+    def replace_result(self, result_id: int, figures: Mapping[str, Any], checkpoint_path: str) -> None:
+        """Write figures and checkpoint of a result anew, whose checkpoint was lost before any object was made of it.
+
+        Raises:
+            PermanentFailure: there are objects: what they say must stay what the ledger says.
+        """
+        with writing(self.engine) as session:
+            row = session.get_one(ResultTable, result_id)
+            _instance(session, row.instance_id)
+            if _objects(session, result_id):
+                raise PermanentFailure(f"result {result_id} has objects already: its figures stand")
+            row.figures, row.checkpoint_path = dict(figures), checkpoint_path
 
     def record_objects(self, result: Result, objects: Sequence[NewObject]) -> tuple[Object, ...]:
         """Write the rows of all objects of a result at once; where they exist, they stand and are given back.
