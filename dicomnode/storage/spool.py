@@ -298,11 +298,11 @@ class Incoming:
 
 
 def _make_shard(folder: Path) -> None:
-    """Make one of the 256 folders below a kind of files, durably, unless it is there."""
-    try:
-        folder.mkdir(mode=0o700)
-    except FileExistsError:
-        return
+    """Make one of the 256 folders below a kind of files, durably.
+
+    One that is there is synchronised too: whoever made it may not have come so far, in another thread or before a crash.
+    """
+    folder.mkdir(mode=0o700, exist_ok=True)
     _synchronise_folder(folder.parent)
 
 
