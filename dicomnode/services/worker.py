@@ -10,7 +10,8 @@ the same). From the commit of an object's row on, its file is only ever read.
 
 A step that kills the process (a segmentation fault in a decoder, the kernel's out-of-memory killer, kill -9) or outlasts its
 limit leaves its beginning counted in the ledger; the third time the instance is quarantined. An exception counts the same, with
-a delay between, except where it is the node's own trouble (disk, memory, database): that waits and does not count.
+a delay between, except where it is the node's own trouble (disk, database): that waits and does not count. Want of memory may be
+the node's (it passes) or the instance's (an image that needs more than there is): it waits longer and longer, ten times.
 """
 
 import errno
@@ -45,10 +46,11 @@ from dicomnode.workflow import Client, Idle, Progress, Runner, Step, sweep
 LOGGER = logging.getLogger(__name__)
 
 MOST_ATTEMPTS = 3
-OWN_TROUBLE = frozenset(
-    {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN}
-)
-"""Errors of disk, file table and memory. Source: errno(3)."""
+MOST_SHORTAGES = 10
+LONGEST_SHORTAGE_DELAY_S = 3600.0
+"""Between two tries after want of memory, the delay doubles from `trouble_delay_s` up to this."""
+OWN_TROUBLE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EMFILE, errno.ENFILE, errno.EAGAIN})
+"""Errors of disk and file table. Source: errno(3)."""
 
 
 @dataclass(frozen=True)
@@ -234,6 +236,9 @@ class InstanceWork:
         except PermanentFailure as error:
             self._quarantine(instance, f"{name}: {error}")
         except Exception as error:
+            if _is_shortage(error):
+                self._wait_for_memory(instance, name, error)
+                return Progress.STOP
             if _is_own_trouble(error):
                 self._wait(instance, name, error)
                 return Progress.STOP
@@ -248,6 +253,16 @@ class InstanceWork:
         delay_s = self._settings.trouble_delay_s
         LOGGER.warning(line("step postponed", job=instance.id, reason=note, seconds=delay_s))
         self._ledger.postpone(instance.id, timedelta(seconds=delay_s), note, counted=False)
+
+    def _wait_for_memory(self, instance: Instance, name: str, error: Exception) -> None:
+        note = f"{name}: want of memory ({_words(error)})"
+        shortages = instance.shortages + 1
+        if shortages >= MOST_SHORTAGES:
+            self._quarantine(instance, f"{note}, {shortages} times; give the node more memory, or look at the image")
+            return
+        delay_s = min(self._settings.trouble_delay_s * 2**instance.shortages, LONGEST_SHORTAGE_DELAY_S)
+        LOGGER.warning(line("step postponed", job=instance.id, reason=note, seconds=delay_s))
+        self._ledger.postpone(instance.id, timedelta(seconds=delay_s), note, counted=False, shortage=True)
 
     def _fail(self, instance: Instance, name: str, error: Exception) -> None:
         note = f"{name}: {_words(error)}"
@@ -331,6 +346,11 @@ def _time_limit(limit_s: float) -> Iterator[None]:
         yield
     finally:
         faulthandler.cancel_dump_traceback_later()
+
+
+def _is_shortage(error: Exception) -> bool:
+    """Tell want of memory. Source: errno(3), ENOMEM."""
+    return isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM)
 
 
 def _is_own_trouble(error: Exception) -> bool:

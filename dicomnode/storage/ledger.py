@@ -155,7 +155,7 @@ class Ledger:
             if row.state in (InstanceState.QUARANTINED.value, InstanceState.DISPATCHED.value):
                 return frozen(Instance, row)
             if row.step != step:
-                row.step, row.attempts = step, 0
+                row.step, row.attempts, row.shortages = step, 0, 0
             if row.attempts >= most_attempts:
                 note = f"{step}: the process ended {row.attempts} times without a result"
                 self._quarantine(row, f"{note}; last reason recorded: {row.note}" if row.note else note)
@@ -264,13 +264,17 @@ class Ledger:
                     )
                 )
 
-    def postpone(self, instance_id: int, delay: timedelta, note: str, *, counted: bool) -> None:
-        """Let the instance wait. A failure that is not `counted` is no fault of the instance (a full disk, a lost database)."""
+    def postpone(self, instance_id: int, delay: timedelta, note: str, *, counted: bool, shortage: bool = False) -> None:
+        """Let the instance wait. A failure that is not `counted` is no fault of the instance (a full disk, a lost database).
+
+        A `shortage` of memory may be either's, and has a count of its own.
+        """
         with writing(self.engine) as session:
             row = _instance(session, instance_id)
             row.next_attempt_at, row.note, row.changed_at = self._now() + delay, note, self._now()
             if not counted:
                 row.attempts = max(0, row.attempts - 1)
+            row.shortages += shortage
 
     def quarantine(self, instance_id: int, note: str) -> None:
         """Take the instance out of the work until a person has looked."""
@@ -287,7 +291,7 @@ class Ledger:
 
     def _advance(self, row: InstanceTable, state: InstanceState) -> None:
         row.state, row.changed_at = state.value, self._now()
-        row.attempts, row.step, row.note, row.next_attempt_at = 0, "", "", None
+        row.attempts, row.shortages, row.step, row.note, row.next_attempt_at = 0, 0, "", "", None
 
     # -- sweeping -----------------------------------------------------------------------------------------------
 

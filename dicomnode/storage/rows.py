@@ -74,6 +74,8 @@ class Instance(NewInstance):
     """Number of the workflow run that works on it; a retry by a person is a new run."""
     attempts: int
     """Times that the current step was begun without an end being recorded."""
+    shortages: int
+    """Times that memory ran short in the current step; these are no attempts."""
     step: str
     """Step that was begun last."""
     note: str

@@ -104,6 +104,7 @@ class InstanceTable(Table):
     state: Mapped[str] = mapped_column(String(16))
     run: Mapped[int] = mapped_column(Integer, default=1)
     attempts: Mapped[int] = mapped_column(Integer, default=0)
+    shortages: Mapped[int] = mapped_column(Integer, default=0, server_default="0")
     step: Mapped[str] = mapped_column(String(16), default="")
     note: Mapped[str] = mapped_column(Text, default="")
     next_attempt_at: Mapped[datetime | None] = mapped_column(UtcDateTime)

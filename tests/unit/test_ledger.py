@@ -232,6 +232,21 @@ def test_a_database_that_cannot_be_written_is_a_transient_failure(
         ledger.register(new(), nothing)
 
 
+def test_a_damaged_database_file_is_a_transient_failure(tmp_path: Path) -> None:
+    file = tmp_path / "damaged.sqlite"
+    database.upgrade(f"sqlite:///{file}")
+    content = file.read_bytes()
+    file.write_bytes(content[:4096] + b"\xff" * (len(content) - 4096))
+    engine = database.open_engine(f"sqlite:///{file}")
+    with pytest.raises(LedgerUnavailable, match="malformed"):
+        Ledger(engine).register(new(), nothing)
+    file.write_bytes(b"no database at all" * 1000)
+    engine.dispose()
+    with pytest.raises(LedgerUnavailable, match="not a database"):
+        Ledger(engine).register(new(), nothing)
+    engine.dispose()
+
+
 def test_a_locked_database_is_a_transient_failure(tmp_path: Path) -> None:
     file = tmp_path / "ledger.sqlite"
     database.upgrade(f"sqlite:///{file}")

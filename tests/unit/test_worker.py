@@ -173,6 +173,23 @@ def test_trouble_of_the_node_is_waited_out_without_an_end(bench: Bench, trouble:
     assert bench.instance.state is InstanceState.MEASURED
 
 
+@pytest.mark.parametrize("shortage", [MemoryError(), OSError(errno.ENOMEM, "Cannot allocate memory")])
+def test_want_of_memory_waits_longer_and_longer_and_is_quarantined_the_tenth_time(
+    bench: Bench, shortage: Exception
+) -> None:
+    bench.failures = [shortage] * 10
+    for delay_s in (30, 60, 120, 240, 480, 960, 1920, 3600, 3600):
+        assert bench.run("measure") == [Progress.STOP]
+        assert bench.instance.next_attempt_at == bench.clock() + timedelta(seconds=delay_s)
+        assert bench.instance.attempts == 0
+    assert bench.run("measure") == [Progress.STOP]
+    assert bench.instance.state is InstanceState.QUARANTINED
+    assert "want of memory" in bench.instance.note
+    bench.ledger.retry(bench.id, lambda session, instance_id, run: None)
+    assert bench.run("measure") == [Progress.GO_ON]
+    assert bench.instance.shortages == 0
+
+
 def test_other_system_errors_count_as_faults_of_the_instance(bench: Bench) -> None:
     bench.failures = [OSError("broken data stream") for _ in range(3)]
     bench.run("measure", "measure", "measure")
