@@ -280,10 +280,11 @@ def retry(
 
     configuration = _configuration(config, overrides)
     instance, retried = bootstrap.retry(configuration, job)
-    if not (retried.instance or retried.deliveries):
-        out.print(f"Job {instance.id} waits for nothing: state {instance.state.value}, all deliveries are through.")
+    if not (retried.resumed_from or retried.deliveries):
+        through = "all deliveries are through" if instance.state.value == "dispatched" else "a worker is at it"
+        out.print(f"Job {instance.id} waits for nothing: state {instance.state.value}, {through}.")
         return
-    parts = (["measured and encoded again"] if retried.instance else []) + (
+    parts = ([f"set going again from {retried.resumed_from.value}"] if retried.resumed_from else []) + (
         [f"{retried.deliveries} deliveries tried again"] if retried.deliveries else []
     )
     out.print(f"Job {instance.id}: {' and '.join(parts)}.")

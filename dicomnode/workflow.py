@@ -12,14 +12,16 @@ Guards, each against something seen to fail:
 - queue polling every 0.05 s (default 1 s);
 - the portable JSON serializer (default: pickle);
 - at most three recoveries (default 100), and before that the ledger's own count of begun steps;
+- a run whose thread in the engine has died is taken over (the engine repeats its own writes on SQLite only where the database is
+  locked; on a full or failing disk its thread dies, and the run stays "running" under a live executor for ever);
 - no listener, no telemetry, no cloud: what would make the engine speak to anybody is refused.
 """
 
 import logging
 import os
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from datetime import timedelta
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from enum import Enum
 
 from dbos import DBOS, DBOSClient, DBOSConfig, DBOSPortableJSONSerializer, EnqueueOptions
@@ -30,7 +32,7 @@ from sqlalchemy.orm import Session
 from dicomnode.errors import ConfigurationError, LedgerUnavailable
 from dicomnode.logline import line
 from dicomnode.storage.database import open_engine
-from dicomnode.storage.ledger import Ledger
+from dicomnode.storage.ledger import EXECUTOR_SILENCE, Ledger
 from dicomnode.storage.rows import Instance
 
 LOGGER = logging.getLogger(__name__)
@@ -47,8 +49,9 @@ WORKFLOW = "process_instance"
 POLLING_S = 0.05
 MOST_RECOVERIES = 3
 SWEEP_AT_ONCE = 500
-EXECUTOR_SILENCE = timedelta(seconds=90)
-"""A worker that has not given a sign of life for this long is taken for dead, and its work is taken over."""
+STRANDED_AFTER_S = 30.0
+"""A run that its live executor has not named for this long is taken for stranded. Longer than the time between two signs of life,
+and far longer than the engine takes between claiming a run and beginning it, or between its end and the record of it."""
 
 
 class Progress(Enum):
@@ -159,7 +162,7 @@ class Client:
         return known
 
     def take_over(self, instance_id: int, run: int) -> None:
-        """Put a run whose executor is dead back into the queue. Without the queue's name it would escape the queue's limits."""
+        """Put a run that nobody runs any more back into the queue. Without the queue's name it would escape the queue's limits."""
         self._client.resume_workflow(workflow_id(instance_id, run), queue_name=QUEUE)
 
     def register_queue(self) -> None:
@@ -186,6 +189,8 @@ class Runner:
         self._engine = engine
         self._executor_id = executor_id
         self._steps = tuple(steps)
+        self.working_on: int | None = None
+        """The instance whose steps run at this moment."""
 
     def start(self) -> None:
         """Resume what a predecessor had begun, then take work from the queue."""
@@ -194,10 +199,14 @@ class Runner:
 
         @DBOS.workflow(name=WORKFLOW, max_recovery_attempts=MOST_RECOVERIES)
         def process_instance(instance_id: int) -> str:
-            for step, run in steps:
-                if Progress(run(instance_id)) is Progress.STOP:
-                    return f"stopped in {step.name}"
-            return "done"
+            self.working_on = instance_id
+            try:
+                for step, run in steps:
+                    if Progress(run(instance_id)) is Progress.STOP:
+                        return f"stopped in {step.name}"
+                return "done"
+            finally:  # also where the engine cannot write what a step answered
+                self.working_on = None
 
         DBOS.listen_queues([QUEUE])
         DBOS.launch()
@@ -219,8 +228,30 @@ class Runner:
         }
 
 
-def sweep(ledger: Ledger, client: Client) -> int:
+@dataclass
+class Idle:
+    """Which runs the engine calls running though their live executors do not name them, and since when.
+
+    One that has just begun or just ended looks so too, for a moment: only what stands so is stranded.
+    """
+
+    now_s: Callable[[], float] = time.monotonic
+    since_s: dict[str, float] = field(default_factory=dict)
+
+    def stranded(self, runs: Sequence[str]) -> set[str]:
+        """Take what looks so in this round; give what has looked so in every round for `STRANDED_AFTER_S`."""
+        now_s = self.now_s()
+        self.since_s = {run: self.since_s.get(run, now_s) for run in runs}
+        return {run for run, since_s in self.since_s.items() if now_s - since_s >= STRANDED_AFTER_S}
+
+
+def sweep(ledger: Ledger, client: Client, idle: Idle) -> int:
     """Compare the ledger with the engine and set going what stands still; give the number of instances touched.
+
+    Args:
+        ledger: the truth.
+        client: asks and steers the engine.
+        idle: what earlier rounds have seen.
 
     Raises:
         LedgerUnavailable: the database cannot be reached.
@@ -230,12 +261,28 @@ def sweep(ledger: Ledger, client: Client) -> int:
     try:
         # The engine is asked after the ledger: whatever was enqueued together with a row is seen.
         statuses = client.statuses(instances)
-        return sum(_set_going(ledger, client, instance, statuses[instance.id], live) for instance in instances)
+        left = _left(instances, statuses, live, idle)
+        return sum(_set_going(ledger, client, instance, statuses[instance.id], left) for instance in instances)
     except SQLAlchemyError as error:
         raise LedgerUnavailable(f"engine's tables: {type(error).__name__}") from error
 
 
-def _set_going(ledger: Ledger, client: Client, instance: Instance, status: WorkflowStatus, live: set[str]) -> bool:
+def _left(
+    instances: Sequence[Instance], statuses: Mapping[int, WorkflowStatus], live: Mapping[str, int | None], idle: Idle
+) -> set[int]:
+    """Name the instances whose runs nobody runs any more: the executor is dead, or lives and has lost them."""
+    running = [entry for entry in instances if statuses[entry.id].state is WorkflowState.RUNNING]
+    executors = {entry.id: statuses[entry.id].executor_id for entry in running}
+    dead = {entry.id for entry in running if executors[entry.id] not in live}
+    unnamed = {
+        workflow_id(entry.id, entry.run): entry.id
+        for entry in running
+        if entry.id not in dead and live[executors[entry.id] or ""] != entry.id
+    }
+    return dead | {unnamed[run] for run in idle.stranded(list(unnamed))}
+
+
+def _set_going(ledger: Ledger, client: Client, instance: Instance, status: WorkflowStatus, left: set[int]) -> bool:
     if status.state is WorkflowState.POISONED:
         ledger.quarantine(instance.id, f"the engine gave up: {instance.step or 'the workflow'} never came to an end")
         return _told("quarantined", instance, status)
@@ -243,7 +290,7 @@ def _set_going(ledger: Ledger, client: Client, instance: Instance, status: Workf
         return ledger.enqueue_again(instance, client.enqueue, as_new_run=False) and _told("enqueued", instance, status)
     if status.state is WorkflowState.ENDED:
         return ledger.enqueue_again(instance, client.enqueue, as_new_run=True) and _told("run again", instance, status)
-    if status.state is WorkflowState.RUNNING and status.executor_id not in live:
+    if instance.id in left:
         client.take_over(instance.id, instance.run)
         return _told("taken over", instance, status)
     return False

@@ -1,6 +1,7 @@
 """Small parts from which tests put a node together: radiographs, light measuring and encoding, an archive with a script."""
 
 import hashlib
+import os
 import socket
 import threading
 import uuid
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from pydicom import dcmread
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import (
@@ -209,6 +211,40 @@ class Archive:
             yield self
         finally:
             server.shutdown()
+
+
+@contextmanager
+def recorded_file_calls(root: Path) -> Iterator[list[tuple[str, str]]]:
+    """Record, in their order, what below `root` is synchronised or renamed, as (call, kind of file or folder)."""
+    calls: list[tuple[str, str]] = []
+    real_fsync, real_fdatasync, real_rename, real_replace = os.fsync, os.fdatasync, os.rename, os.replace
+
+    def kind(path: Path) -> str:
+        parts = path.relative_to(root).parts
+        return "/".join([*parts[:1], *("shard" if len(part) == 2 else "file" for part in parts[1:])])
+
+    def synchronised(real: Callable[[int], None]) -> Callable[[int], None]:
+        def call(descriptor: int) -> None:
+            real(descriptor)
+            path = Path(f"/proc/self/fd/{descriptor}").readlink()
+            if path.is_relative_to(root):
+                calls.append(("synchronise", kind(path)))
+
+        return call
+
+    def renamed(real: Callable[[Path, Path], None]) -> Callable[[Path, Path], None]:
+        def call(source: Path, target: Path) -> None:
+            real(source, target)
+            calls.append(("rename", f"{kind(Path(source))} {kind(Path(target))}"))
+
+        return call
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", synchronised(real_fsync))
+        patch.setattr(os, "fdatasync", synchronised(real_fdatasync))
+        patch.setattr(os, "rename", renamed(real_rename))
+        patch.setattr(os, "replace", renamed(real_replace))
+        yield calls
 
 
 def free_port() -> int:

@@ -241,9 +241,16 @@ class Receiver:
         except Exception:
             self._discard_unless_known(new.spool_path)
             raise
-        if registration.kept_path != new.spool_path and not self._spool.restore(new.spool_path, registration.kept_path):
+        if registration.kept_path != new.spool_path and not self._heal(new, registration):
             self._spool.discard(new.spool_path)
         return registration
+
+    def _heal(self, new: NewInstance, registration: Registration) -> bool:
+        """Let a repeat take the place of the copy that the ledger refers to, should the disk have lost or damaged that."""
+        healed = self._spool.restore(new.spool_path, registration.kept_path, new.dataset_sha256)
+        if healed:
+            LOGGER.warning(line("healed by a repeat", job=registration.instance.id, path=registration.kept_path))
+        return healed
 
     def _discard_unless_known(self, path: str) -> None:
         """Remove a file whose registration failed. A commit may have succeeded although its answer was lost: then it stays."""

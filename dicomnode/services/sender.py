@@ -155,11 +155,10 @@ class Sender:
             for due in batch:
                 self._hold(due, None, f"{destination} is no longer configured as a destination; dicomnode ae add")
             return 0.0
-        sound = [(due, dataset) for due in batch if (dataset := self._checked(due)) is not None]
-        return self._associate_and_send(peer, sound) if sound else 0.0
+        return self._associate_and_send(peer, batch) if batch else 0.0
 
     def _checked(self, due: Due) -> Dataset | None:
-        """Read the object and compare it with its source; None (and held for a person) when it must not go out."""
+        """Read the object and compare it with its source; None when it must not go out (held) or cannot now (postponed)."""
         try:
             content = self._spool.read(due.object.spool_path, due.object.sha256)
             made = dcmread(BytesIO(content))
@@ -170,12 +169,16 @@ class Sender:
         except (DicomNodeError, FileNotFoundError) as error:
             self._hold(due, None, str(error))
             return None
+        except OSError as error:
+            # One unreadable file is a matter of its own delivery: the others of the destination go on.
+            self._fail(due, None, f"the object or its source cannot be read: {error.strerror or type(error).__name__}")
+            return None
         return made
 
     # -- association --------------------------------------------------------------------------------------------
 
-    def _associate_and_send(self, peer: Ae, batch: Sequence[tuple[Due, Dataset]]) -> float:
-        association, connected = self._associate(peer, {due.object.sop_class_uid for due, _ in batch})
+    def _associate_and_send(self, peer: Ae, batch: Sequence[Due]) -> float:
+        association, connected = self._associate(peer, {due.object.sop_class_uid for due in batch})
         if association.is_established:
             try:
                 return self._send_all(association, batch)
@@ -183,11 +186,11 @@ class Sender:
                 if association.is_established:
                     association.release()
         if association.rejected_contexts:
-            for due, _ in batch:
+            for due in batch:
                 self._hold(due, None, no_context(due.object.sop_class_uid))
             return 0.0
         reason = failure(association, peer, connected)
-        return min(self._fail(due, None, reason) for due, _ in batch)
+        return min(self._fail(due, None, reason) for due in batch)
 
     def _associate(self, peer: Ae, sop_class_uids: set[str]) -> tuple[Association, bool]:
         """Request an association; tell, too, whether there was a connection at all."""
@@ -205,17 +208,22 @@ class Sender:
         association = entity.associate(peer.host, peer.port or 0, ae_title=peer.ae_title, evt_handlers=handlers)
         return association, connected.is_set()
 
-    def _send_all(self, association: Association, batch: Sequence[tuple[Due, Dataset]]) -> float:
-        """Send one object after the other. Where the association ends, the rest is given back uncounted: it was not their fault."""
+    def _send_all(self, association: Association, batch: Sequence[Due]) -> float:
+        """Read and send one object after the other, so that no more than one is held in memory.
+
+        Where the association ends, the rest is given back uncounted: it was not their fault.
+        """
         accepted = {str(context.abstract_syntax) for context in association.accepted_contexts}
-        for position, (due, made) in enumerate(batch):
+        for position, due in enumerate(batch):
             if self._stopping.is_set() or not association.is_established:
-                self._outbox.give_back([later.delivery.id for later, _ in batch[position:]])
+                self._outbox.give_back([later.delivery.id for later in batch[position:]])
                 return 0.0
             if due.object.sop_class_uid not in accepted:
                 self._hold(due, None, no_context(due.object.sop_class_uid))
                 continue
-            self._send(association, due, made)
+            made = self._checked(due)
+            if made is not None:
+                self._send(association, due, made)
         return 0.0
 
     def _send(self, association: Association, due: Due, made: Dataset) -> None:

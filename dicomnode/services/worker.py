@@ -10,7 +10,8 @@ the same). From the commit of an object's row on, its file is only ever read.
 
 A step that kills the process (a segmentation fault in a decoder, the kernel's out-of-memory killer, kill -9) or outlasts its
 limit leaves its beginning counted in the ledger; the third time the instance is quarantined. An exception counts the same, with
-a delay between, except where it is the node's own trouble (disk, memory, database): that waits and does not count.
+a delay between, except where it is the node's own trouble (disk, database): that waits and does not count. Want of memory may be
+the node's (it passes) or the instance's (an image that needs more than there is): it waits longer and longer, ten times.
 """
 
 import errno
@@ -40,15 +41,16 @@ from dicomnode.storage import checkpoint
 from dicomnode.storage.ledger import Ledger
 from dicomnode.storage.rows import Instance, InstanceState, NewObject, Result
 from dicomnode.storage.spool import CHECKPOINTS, OBJECTS, Spool
-from dicomnode.workflow import Client, Progress, Runner, Step, sweep
+from dicomnode.workflow import Client, Idle, Progress, Runner, Step, sweep
 
 LOGGER = logging.getLogger(__name__)
 
 MOST_ATTEMPTS = 3
-OWN_TROUBLE = frozenset(
-    {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN}
-)
-"""Errors of disk, file table and memory. Source: errno(3)."""
+MOST_SHORTAGES = 10
+LONGEST_SHORTAGE_DELAY_S = 3600.0
+"""Between two tries after want of memory, the delay doubles from `trouble_delay_s` up to this."""
+OWN_TROUBLE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EMFILE, errno.ENFILE, errno.EAGAIN})
+"""Errors of disk and file table. Source: errno(3)."""
 
 
 @dataclass(frozen=True)
@@ -118,7 +120,7 @@ class InstanceWork:
         if self._ledger.objects(result.id):
             self._ledger.record_objects(result, ())
             return Progress.GO_ON
-        measurement = checkpoint.load(Measurement, self._spool.absolute(result.checkpoint_path).read_bytes())
+        measurement = self._measurement(instance, result)
         objects = [self._write(made) for made in self._encode(self._source(instance), measurement)]
         recorded = self._ledger.record_objects(result, objects)
         self._discard_superfluous(objects, {made.spool_path for made in recorded})
@@ -131,6 +133,23 @@ class InstanceWork:
             LOGGER.warning(line("no destination", job=instance.id, sop_instance_uid=instance.sop_instance_uid))
             return Progress.STOP
         return Progress.GO_ON
+
+    def _measurement(self, instance: Instance, result: Result) -> Measurement:
+        """Load the checkpoint; measure again where it is damaged, lost or of another version of this program.
+
+        Figures and checkpoint are then replaced together, so that ledger and report agree. No object speaks of the old ones yet,
+        and the UIDs do not depend on them.
+        """
+        path = self._spool.absolute(result.checkpoint_path)
+        try:
+            return checkpoint.load(Measurement, path.read_bytes())
+        except (PermanentFailure, OSError) as error:
+            LOGGER.warning(line("measured again", job=instance.id, reason=_words(error)))
+        measurement = self._measure(self._source(instance))
+        kept = self._spool.write(CHECKPOINTS, ".npz", checkpoint.dump(measurement))
+        self._ledger.replace_result(result.id, document(measurement), kept.path)
+        self._spool.discard(result.checkpoint_path)
+        return measurement
 
     def _result(self, instance: Instance) -> Result:
         settings = self._settings
@@ -150,13 +169,14 @@ class InstanceWork:
         path = self._spool.absolute(instance.spool_path)
         if not path.is_file():
             raise PermanentFailure(
-                f"the received file {instance.spool_path} is missing from the spool; send the image again"
+                f"the received file {instance.spool_path} is missing from the spool; send the image again, "
+                f"then dicomnode retry {instance.id}"
             )
         sha256, _ = self._spool.dataset_digest(instance.spool_path)
         if sha256 != instance.dataset_sha256:
             raise PermanentFailure(
                 f"the received file {instance.spool_path} has changed in the spool: its SHA-256 is not the one it was received "
-                "with; send the image again"
+                f"with; send the image again, then dicomnode retry {instance.id}"
             )
         return path
 
@@ -216,6 +236,9 @@ class InstanceWork:
         except PermanentFailure as error:
             self._quarantine(instance, f"{name}: {error}")
         except Exception as error:
+            if _is_shortage(error):
+                self._wait_for_memory(instance, name, error)
+                return Progress.STOP
             if _is_own_trouble(error):
                 self._wait(instance, name, error)
                 return Progress.STOP
@@ -230,6 +253,16 @@ class InstanceWork:
         delay_s = self._settings.trouble_delay_s
         LOGGER.warning(line("step postponed", job=instance.id, reason=note, seconds=delay_s))
         self._ledger.postpone(instance.id, timedelta(seconds=delay_s), note, counted=False)
+
+    def _wait_for_memory(self, instance: Instance, name: str, error: Exception) -> None:
+        note = f"{name}: want of memory ({_words(error)})"
+        shortages = instance.shortages + 1
+        if shortages >= MOST_SHORTAGES:
+            self._quarantine(instance, f"{note}, {shortages} times; give the node more memory, or look at the image")
+            return
+        delay_s = min(self._settings.trouble_delay_s * 2**instance.shortages, LONGEST_SHORTAGE_DELAY_S)
+        LOGGER.warning(line("step postponed", job=instance.id, reason=note, seconds=delay_s))
+        self._ledger.postpone(instance.id, timedelta(seconds=delay_s), note, counted=False, shortage=True)
 
     def _fail(self, instance: Instance, name: str, error: Exception) -> None:
         note = f"{name}: {_words(error)}"
@@ -257,40 +290,45 @@ def serve(
     spool.prepare()
     client = Client(engine)
     runner = Runner(engine, settings.executor_id, InstanceWork(settings, ledger, spool, measure, encode).steps())
-    _beat(settings, ledger)
+    _beat(settings, ledger, None)
     runner.start()
     LOGGER.info(line("working", executor=settings.executor_id, model=settings.model_digest[:12]))
     try:
-        _watch(settings, ledger, client, stop)
+        _watch(settings, ledger, client, runner, stop)
     finally:
         runner.stop(settings.stop_grace_s)
         client.close()
         LOGGER.info(line("stopped working", executor=settings.executor_id))
 
 
-def _watch(settings: WorkerSettings, ledger: Ledger, client: Client, stop: threading.Event) -> None:
+def _watch(settings: WorkerSettings, ledger: Ledger, client: Client, runner: Runner, stop: threading.Event) -> None:
     """Give signs of life, and sweep, until `stop` is set."""
+    idle, told, alive = Idle(), None, False
     beat_at = sweep_at = time.monotonic()
     while not stop.wait(0.2):
         now = time.monotonic()
-        if now >= beat_at:
-            beat_at = now + settings.beat_interval_s
-            _beat(settings, ledger)
-        if now >= sweep_at:
+        if now >= beat_at or runner.working_on != told:
+            beat_at, told = now + settings.beat_interval_s, runner.working_on
+            alive = _beat(settings, ledger, told)
+        # Who could not say that he lives would take his own work for that of a dead one.
+        if now >= sweep_at and alive:
             sweep_at = now + settings.sweep_interval_s
-            _sweep(ledger, client)
+            _sweep(ledger, client, idle)
 
 
-def _beat(settings: WorkerSettings, ledger: Ledger) -> None:
+def _beat(settings: WorkerSettings, ledger: Ledger, working_on: int | None) -> bool:
+    """Give a sign of life; tell whether it was heard."""
     try:
-        ledger.beat(settings.executor_id, socket.gethostname(), os.getpid())
+        ledger.beat(settings.executor_id, socket.gethostname(), os.getpid(), working_on)
     except LedgerUnavailable as error:
         LOGGER.error(line("no sign of life given", executor=settings.executor_id, error=str(error)))
+        return False
+    return True
 
 
-def _sweep(ledger: Ledger, client: Client) -> None:
+def _sweep(ledger: Ledger, client: Client, idle: Idle) -> None:
     try:
-        sweep(ledger, client)
+        sweep(ledger, client, idle)
     except DicomNodeError as error:
         LOGGER.error(line("sweep failed", error=str(error)))
     except Exception:
@@ -308,6 +346,11 @@ def _time_limit(limit_s: float) -> Iterator[None]:
         yield
     finally:
         faulthandler.cancel_dump_traceback_later()
+
+
+def _is_shortage(error: Exception) -> bool:
+    """Tell want of memory. Source: errno(3), ENOMEM."""
+    return isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM)
 
 
 def _is_own_trouble(error: Exception) -> bool:

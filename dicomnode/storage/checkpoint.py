@@ -7,6 +7,7 @@ import dataclasses
 import json
 import types
 import typing
+import zlib
 from enum import Enum
 from io import BytesIO
 from typing import Any, TypeVar
@@ -47,10 +48,8 @@ def load(kind: type[Value], content: bytes) -> Value:
         with np.load(BytesIO(content), allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
         value: Value = _typed(kind, json.loads(arrays.pop(TREE).tobytes()), arrays)
-    except (KeyError, TypeError, ValueError, OSError, EOFError, BadZipFile) as error:
-        raise PermanentFailure(
-            f"checkpoint is no {kind.__name__}: {error}; measure again with dicomnode retry"
-        ) from error
+    except (KeyError, TypeError, ValueError, OSError, EOFError, BadZipFile, zlib.error, NotImplementedError) as error:
+        raise PermanentFailure(f"checkpoint is no {kind.__name__}: {error}") from error
     return value
 
 

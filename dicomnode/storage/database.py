@@ -79,7 +79,7 @@ def reading(engine: Engine) -> Iterator[Session]:
     """Open a session for reading.
 
     Raises:
-        LedgerUnavailable: the database cannot be reached or read.
+        LedgerUnavailable: the database cannot be reached or read, or its file is damaged.
     """
     with _translated(), Session(engine) as session:
         yield session
@@ -90,7 +90,7 @@ def writing(engine: Engine) -> Iterator[Session]:
     """Open a session whose transaction commits at the end of the block, or is rolled back by any exception.
 
     Raises:
-        LedgerUnavailable: the database cannot be reached, is locked for too long, or cannot write.
+        LedgerUnavailable: the database cannot be reached, is locked for too long, cannot write, or its file is damaged.
     """
     with _translated(), Session(engine) as session, session.begin():
         begin_write(session.connection())
@@ -101,7 +101,9 @@ def writing(engine: Engine) -> Iterator[Session]:
 def _translated() -> Iterator[None]:
     try:
         yield
-    except (exc.OperationalError, exc.InterfaceError, exc.InternalError, exc.TimeoutError) as error:
+    except (exc.IntegrityError, exc.DataError, exc.ProgrammingError):
+        raise  # what we wrote is at fault, not the database
+    except (exc.DatabaseError, exc.InterfaceError, exc.TimeoutError) as error:
         cause = getattr(error, "orig", None) or error
         raise LedgerUnavailable(f"database: {type(cause).__name__}: {str(cause).splitlines()[0]}") from error
 

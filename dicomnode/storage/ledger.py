@@ -14,7 +14,7 @@ from sqlalchemy import ColumnElement, Engine, and_, exists, func, not_, or_, sel
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
-from dicomnode.errors import NotFound
+from dicomnode.errors import NotFound, PermanentFailure
 from dicomnode.storage.database import Clock, reading, utc_now, writing
 from dicomnode.storage.mapping import columns, frozen
 from dicomnode.storage.rows import (
@@ -47,6 +47,8 @@ from dicomnode.storage.schema import (
 
 Enqueue = Callable[[Session, int, int], None]
 """Puts the workflow of (instance id, run) into the engine's queue, inside the caller's transaction."""
+EXECUTOR_SILENCE = timedelta(seconds=90)
+"""A worker that has not given a sign of life for this long is taken for dead, and its work is taken over."""
 
 
 class Arrival(Enum):
@@ -153,7 +155,7 @@ class Ledger:
             if row.state in (InstanceState.QUARANTINED.value, InstanceState.DISPATCHED.value):
                 return frozen(Instance, row)
             if row.step != step:
-                row.step, row.attempts = step, 0
+                row.step, row.attempts, row.shortages = step, 0, 0
             if row.attempts >= most_attempts:
                 note = f"{step}: the process ended {row.attempts} times without a result"
                 self._quarantine(row, f"{note}; last reason recorded: {row.note}" if row.note else note)
@@ -193,6 +195,19 @@ class Ledger:
         with reading(self.engine) as session:
             row = _result(session, instance_id, model_digest, configuration_digest)
             return frozen(Result, row) if row is not None else None
+
+    def replace_result(self, result_id: int, figures: Mapping[str, Any], checkpoint_path: str) -> None:
+        """Write figures and checkpoint of a result anew, whose checkpoint was lost before any object was made of it.
+
+        Raises:
+            PermanentFailure: there are objects: what they say must stay what the ledger says.
+        """
+        with writing(self.engine) as session:
+            row = session.get_one(ResultTable, result_id)
+            _instance(session, row.instance_id)
+            if _objects(session, result_id):
+                raise PermanentFailure(f"result {result_id} has objects already: its figures stand")
+            row.figures, row.checkpoint_path = dict(figures), checkpoint_path
 
     def record_objects(self, result: Result, objects: Sequence[NewObject]) -> tuple[Object, ...]:
         """Write the rows of all objects of a result at once; where they exist, they stand and are given back.
@@ -249,13 +264,17 @@ class Ledger:
                     )
                 )
 
-    def postpone(self, instance_id: int, delay: timedelta, note: str, *, counted: bool) -> None:
-        """Let the instance wait. A failure that is not `counted` is no fault of the instance (a full disk, a lost database)."""
+    def postpone(self, instance_id: int, delay: timedelta, note: str, *, counted: bool, shortage: bool = False) -> None:
+        """Let the instance wait. A failure that is not `counted` is no fault of the instance (a full disk, a lost database).
+
+        A `shortage` of memory may be either's, and has a count of its own.
+        """
         with writing(self.engine) as session:
             row = _instance(session, instance_id)
             row.next_attempt_at, row.note, row.changed_at = self._now() + delay, note, self._now()
             if not counted:
                 row.attempts = max(0, row.attempts - 1)
+            row.shortages += shortage
 
     def quarantine(self, instance_id: int, note: str) -> None:
         """Take the instance out of the work until a person has looked."""
@@ -272,7 +291,7 @@ class Ledger:
 
     def _advance(self, row: InstanceTable, state: InstanceState) -> None:
         row.state, row.changed_at = state.value, self._now()
-        row.attempts, row.step, row.note, row.next_attempt_at = 0, "", "", None
+        row.attempts, row.shortages, row.step, row.note, row.next_attempt_at = 0, 0, "", "", None
 
     # -- sweeping -----------------------------------------------------------------------------------------------
 
@@ -308,20 +327,25 @@ class Ledger:
             enqueue(session, row.id, row.run)
             return True
 
-    def beat(self, executor_id: str, host: str, pid: int) -> None:
-        """Say that a worker is alive."""
+    def beat(self, executor_id: str, host: str, pid: int, working_on: int | None = None) -> None:
+        """Say that a worker is alive, and on which instance it works."""
         with writing(self.engine) as session:
             row = session.get(HeartbeatTable, executor_id)
             if row is None:
-                session.add(HeartbeatTable(executor_id=executor_id, host=host, pid=pid, beat_at=self._now()))
-            else:
-                row.host, row.pid, row.beat_at = host, pid, self._now()
+                row = HeartbeatTable(executor_id=executor_id)
+                session.add(row)
+            row.host, row.pid, row.instance_id, row.beat_at = host, pid, working_on, self._now()
 
-    def live_executors(self, within: timedelta) -> set[str]:
-        """Name the workers that have given a sign of life `within` this time."""
+    def live_executors(self, within: timedelta) -> dict[str, int | None]:
+        """Name the workers that have given a sign of life `within` this time, each with the instance that it works on."""
         with reading(self.engine) as session:
-            recent = HeartbeatTable.beat_at > self._now() - within
-            return set(session.scalars(select(HeartbeatTable.executor_id).where(recent)))
+            rows = session.execute(
+                select(HeartbeatTable.executor_id, HeartbeatTable.instance_id).where(self._alive(within))
+            )
+            return {row.executor_id: row.instance_id for row in rows}
+
+    def _alive(self, within: timedelta) -> ColumnElement[bool]:
+        return HeartbeatTable.beat_at > self._now() - within
 
     # -- for a person -------------------------------------------------------------------------------------------
 
@@ -386,19 +410,28 @@ class Ledger:
             )
 
     def retry(self, instance_id: int, enqueue: Enqueue) -> Retried:
-        """Set going again what waits: the instance if quarantined or postponed, and its deliveries that are not through.
+        """Set going again what is not through: the instance if quarantined or unfinished, and its deliveries.
+
+        An instance that a live worker works on is left to it. One that merely waits for its turn gets a second run, which finds
+        nothing left to do.
 
         Raises:
             NotFound: no such row.
         """
         with writing(self.engine) as session:
             row = _instance(session, instance_id)
-            again = row.state == InstanceState.QUARANTINED.value or row.next_attempt_at is not None
-            if again:
-                self._advance(row, _state_by_evidence(session, instance_id))
+            resumed_from = None
+            waits = row.state == InstanceState.QUARANTINED.value or row.next_attempt_at is not None
+            if waits or (InstanceState(row.state) in UNFINISHED and not self._is_worked_on(session, instance_id)):
+                resumed_from = _state_by_evidence(session, instance_id)
+                self._advance(row, resumed_from)
                 row.run += 1
                 enqueue(session, row.id, row.run)
-            return Retried(again, self._retry_deliveries(session, instance_id))
+            return Retried(resumed_from, self._retry_deliveries(session, instance_id))
+
+    def _is_worked_on(self, session: Session, instance_id: int) -> bool:
+        by_a_live_one = (HeartbeatTable.instance_id == instance_id) & self._alive(EXECUTOR_SILENCE)
+        return session.scalar(select(exists().where(by_a_live_one))) is True
 
     def _retry_deliveries(self, session: Session, instance_id: int) -> int:
         of_instance = DeliveryTable.object_id.in_(select(ObjectTable.id).where(ObjectTable.instance_id == instance_id))

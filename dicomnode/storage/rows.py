@@ -74,6 +74,8 @@ class Instance(NewInstance):
     """Number of the workflow run that works on it; a retry by a person is a new run."""
     attempts: int
     """Times that the current step was begun without an end being recorded."""
+    shortages: int
+    """Times that memory ran short in the current step; these are no attempts."""
     step: str
     """Step that was begun last."""
     note: str
@@ -248,5 +250,6 @@ class JobDetail:
 class Retried:
     """What a person's `retry` set going."""
 
-    instance: bool
+    resumed_from: InstanceState | None
+    """From where the instance goes on; None where it was not to be set going."""
     deliveries: int

@@ -104,6 +104,7 @@ class InstanceTable(Table):
     state: Mapped[str] = mapped_column(String(16))
     run: Mapped[int] = mapped_column(Integer, default=1)
     attempts: Mapped[int] = mapped_column(Integer, default=0)
+    shortages: Mapped[int] = mapped_column(Integer, default=0, server_default="0")
     step: Mapped[str] = mapped_column(String(16), default="")
     note: Mapped[str] = mapped_column(Text, default="")
     next_attempt_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
@@ -226,11 +227,12 @@ class AeTable(Table):
 
 
 class HeartbeatTable(Table):
-    """When each worker was last alive, so that a sweeper knows whose work to take over."""
+    """When each worker was last alive and on what it worked, so that a sweeper knows what to take over."""
 
     __tablename__ = "heartbeat"
 
     executor_id: Mapped[str] = mapped_column(String(64), primary_key=True)
     host: Mapped[str] = mapped_column(String(255))
     pid: Mapped[int] = mapped_column(Integer)
+    instance_id: Mapped[int | None] = mapped_column(BigInteger)
     beat_at: Mapped[datetime] = mapped_column(UtcDateTime)

@@ -155,14 +155,28 @@ class Spool:
             raise PermanentFailure(f"{path} has changed in the spool: its SHA-256 is not the recorded one")
         return content
 
-    def restore(self, path: str, missing: str) -> bool:
-        """Put the file at `path` where `missing` should be, if that is missing; tell whether it was."""
-        target = self.absolute(missing)
-        if target.exists():
+    def restore(self, path: str, known: str, sha256: str) -> bool:
+        """Put the received file at `path` in the place of `known`, unless that holds the data set with this SHA-256.
+
+        Returns:
+            Whether `known` was missing or damaged.
+
+        Raises:
+            OSError: the file system refused; the file at `path` may still lie there.
+        """
+        if self._holds(known, sha256):
             return False
-        self.absolute(path).rename(target)
+        target = self.absolute(known)
+        _make_shard(target.parent)
+        self.absolute(path).replace(target)
         _synchronise_folder(target.parent)
         return True
+
+    def _holds(self, path: str, sha256: str) -> bool:
+        try:
+            return self.dataset_digest(path)[0] == sha256
+        except (OSError, PermanentFailure):
+            return False
 
     def dataset_digest(self, path: str) -> tuple[str, int]:
         """Read a received object again and give SHA-256 and size of its data set, which begins after the file meta information.
@@ -284,11 +298,11 @@ class Incoming:
 
 
 def _make_shard(folder: Path) -> None:
-    """Make one of the 256 folders below a kind of files, durably, unless it is there."""
-    try:
-        folder.mkdir(mode=0o700)
-    except FileExistsError:
-        return
+    """Make one of the 256 folders below a kind of files, durably.
+
+    One that is there is synchronised too: whoever made it may not have come so far, in another thread or before a crash.
+    """
+    folder.mkdir(mode=0o700, exist_ok=True)
     _synchronise_folder(folder.parent)
 
 

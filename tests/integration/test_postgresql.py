@@ -23,7 +23,7 @@ from dicomnode.storage.outbox import Outbox
 from dicomnode.storage.peers import Peers
 from dicomnode.storage.rows import InstanceState, NewAe, NewInstance, NewObject
 from dicomnode.storage.schema import Table
-from dicomnode.workflow import Client, Progress, Runner, Step, sweep
+from dicomnode.workflow import Client, Idle, Progress, Runner, Step, sweep
 from tests.node_kit import eventually, free_port
 
 LEASE = timedelta(minutes=1)
@@ -124,7 +124,7 @@ def test_an_instance_goes_through_its_workflow_and_its_objects_are_claimed_once(
         eventually(lambda: ledger.instance(instance.id).state is InstanceState.DISPATCHED, "dispatched", 30)
     finally:
         runner.stop(0)
-    assert sweep(ledger, client) == 0
+    assert sweep(ledger, client, Idle()) == 0
     assert {job.instance.id: job.outcome for job in ledger.jobs()}[instance.id] == "measured"
     client.close()
 

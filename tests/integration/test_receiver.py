@@ -16,21 +16,23 @@ from pathlib import Path
 
 import pytest
 from pydicom import dcmread
+from pydicom.dataset import Dataset
 from pydicom.uid import MPEG2MPML, CTImageStorage, ExplicitVRLittleEndian
 from pynetdicom import AE, build_context
 from pynetdicom.sop_class import Verification  # type: ignore[attr-defined]
-from sqlalchemy import Engine, text
+from sqlalchemy import Engine, event, text
 from sqlalchemy.orm import Session
 
 from dicomnode.dicom.admission import ACCEPTED_SOP_CLASSES, ACCEPTED_TRANSFER_SYNTAXES
 from dicomnode.dicom.reader import Limits
-from dicomnode.services.receiver import Receiver, ReceiverSettings
+from dicomnode.services import receiver
+from dicomnode.services.receiver import Receiver, ReceiverSettings, _response
 from dicomnode.storage import database
 from dicomnode.storage.ledger import Ledger
 from dicomnode.storage.peers import Peers
 from dicomnode.storage.rows import NewAe
 from dicomnode.storage.spool import Spool
-from tests.node_kit import eventually, radiograph, send
+from tests.node_kit import eventually, radiograph, recorded_file_calls, send
 
 
 @dataclass
@@ -108,6 +110,26 @@ def test_success_means_a_whole_file_a_row_and_an_enqueued_workflow(desk: Desk) -
     assert desk.spool.dataset_digest(job.instance.spool_path) == (job.instance.dataset_sha256, job.instance.size_bytes)
 
 
+def test_success_is_said_after_file_folder_and_row_are_on_the_disk(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    with recorded_file_calls(desk.spool.root) as calls:
+        event.listen(desk.engine, "commit", lambda connection: calls.append(("commit", "")))
+
+        def answer(status: int, comment: str = "") -> Dataset:
+            calls.append(("answer", f"0x{status:04X}"))
+            return _response(status, comment)
+
+        monkeypatch.setattr(receiver, "_response", answer)
+        assert send(desk.port, [radiograph(1)]) == [0x0000]
+    assert calls == [
+        ("synchronise", "incoming/file"),
+        ("synchronise", "instances"),
+        ("rename", "incoming/file instances/shard/file"),
+        ("synchronise", "instances/shard"),
+        ("commit", ""),
+        ("answer", "0x0000"),
+    ]
+
+
 def test_one_association_may_bring_many_instances_and_its_end_means_nothing(desk: Desk) -> None:
     datasets = [radiograph(seed) for seed in range(5)]
     assert send(desk.port, datasets) == [0x0000] * 5
@@ -146,6 +168,16 @@ def test_a_repeat_heals_a_file_that_the_disk_has_lost(desk: Desk) -> None:
     file.unlink()
     assert send(desk.port, [radiograph(1)]) == [0x0000]
     assert desk.files() == [file]
+
+
+def test_a_repeat_heals_a_file_that_the_disk_has_damaged(desk: Desk) -> None:
+    send(desk.port, [radiograph(1)])
+    (file,) = desk.files()
+    sound = file.read_bytes()
+    file.write_bytes(sound[:-1] + b"\xff")
+    assert send(desk.port, [radiograph(1)]) == [0x0000]
+    assert desk.files() == [file]
+    assert file.read_bytes() == sound
 
 
 def test_echo_is_answered(desk: Desk) -> None:

@@ -391,3 +391,38 @@ def test_the_lease_outlasts_the_longest_association() -> None:
     longest_s = SETTINGS.connection_timeout_s + (1 + SETTINGS.objects_per_association) * SETTINGS.network_timeout_s
     assert SETTINGS.lease.total_seconds() > longest_s
     assert replace(SETTINGS, objects_per_association=1).lease < SETTINGS.lease
+
+
+def test_one_unreadable_file_postpones_its_own_delivery_and_no_other(office: PostOffice, archive: Archive) -> None:
+    office.destination(archive.port)
+    office.post(1)
+    office.post(2)
+    first = office.spool.absolute(office.ledger.job(1).objects[0].spool_path)
+    first.unlink()
+    first.mkdir()  # reading it is an OSError that is no FileNotFoundError, even for root
+    office.deliver()
+    assert office.states() == [DeliveryState.PENDING] + [DeliveryState.DELIVERED] * 3
+    assert "cannot be read: Is a directory" in office.delivery().detail
+    office.clock.time += timedelta(hours=72)
+    office.deliver()
+    assert office.states()[0] is DeliveryState.HELD
+
+
+def test_no_more_than_one_object_is_read_before_it_is_sent(office: PostOffice, archive: Archive) -> None:
+    order: list[str] = []
+
+    class Reading(Spool):
+        def read(self, path: str, sha256: str) -> bytes:
+            order.append("read")
+            return super().read(path, sha256)
+
+    def answer(archive: Archive, stored: Stored) -> int:
+        order.append("sent")
+        return 0
+
+    archive.answer = answer
+    office.destination(archive.port)
+    office.post()
+    reading = Reading(office.spool.root, 0, 1 << 24)
+    Sender(SETTINGS, office.outbox, office.peers, reading, office.clock).serve_destination("ARCHIVE")
+    assert order == ["read", "sent"] * 2

@@ -48,8 +48,8 @@ def test_the_same_value_gives_the_same_figures_whenever_it_is_dumped() -> None:
 
 
 @pytest.mark.parametrize("content", [b"", b"PK\x03\x04 truncated", b"\x80\x04K\x01."])
-def test_a_damaged_checkpoint_is_a_permanent_failure_that_says_what_to_do(content: bytes) -> None:
-    with pytest.raises(PermanentFailure, match="measure again with dicomnode retry"):
+def test_a_damaged_checkpoint_is_a_permanent_failure(content: bytes) -> None:
+    with pytest.raises(PermanentFailure, match="checkpoint is no Measurement"):
         checkpoint.load(Measurement, content)
 
 

@@ -208,6 +208,7 @@ def test_a_received_radiograph_is_listed_shown_and_quarantined_work_is_retried(r
     assert uid in run("show", uid, "-c", node)[1]
     assert run("jobs", "--state", "received", "-c", node)[1] == "No radiographs in state received.\n"
     assert run("jobs", "--state", "lost", "-c", node)[0] == 2
-    assert "measured and encoded again" in run("retry", str(instance.id), "-c", node)[1]
-    assert "waits for nothing" in run("retry", str(instance.id), "-c", node)[1]
+    assert "set going again from received" in run("retry", str(instance.id), "-c", node)[1]
+    ledger.beat("worker-1", "host", 1, working_on=instance.id)
+    assert "a worker is at it" in run("retry", str(instance.id), "-c", node)[1]
     assert run("retry", "99", "-c", node)[0] == 1

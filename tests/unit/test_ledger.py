@@ -30,6 +30,7 @@ from dicomnode.storage.rows import (
     NewInstance,
     NewObject,
     Result,
+    Retried,
 )
 from dicomnode.storage.schema import Table
 
@@ -231,6 +232,21 @@ def test_a_database_that_cannot_be_written_is_a_transient_failure(
         ledger.register(new(), nothing)
 
 
+def test_a_damaged_database_file_is_a_transient_failure(tmp_path: Path) -> None:
+    file = tmp_path / "damaged.sqlite"
+    database.upgrade(f"sqlite:///{file}")
+    content = file.read_bytes()
+    file.write_bytes(content[:4096] + b"\xff" * (len(content) - 4096))
+    engine = database.open_engine(f"sqlite:///{file}")
+    with pytest.raises(LedgerUnavailable, match="malformed"):
+        Ledger(engine).register(new(), nothing)
+    file.write_bytes(b"no database at all" * 1000)
+    engine.dispose()
+    with pytest.raises(LedgerUnavailable, match="not a database"):
+        Ledger(engine).register(new(), nothing)
+    engine.dispose()
+
+
 def test_a_locked_database_is_a_transient_failure(tmp_path: Path) -> None:
     file = tmp_path / "ledger.sqlite"
     database.upgrade(f"sqlite:///{file}")
@@ -352,9 +368,9 @@ def test_workers_that_are_silent_are_not_live(ledger: Ledger, clock: Clock) -> N
     ledger.beat("worker-1", "host", 1)
     clock.pass_time(seconds=60)
     ledger.beat("worker-2", "host", 2)
-    ledger.beat("worker-2", "host", 3)
-    assert ledger.live_executors(timedelta(seconds=30)) == {"worker-2"}
-    assert ledger.live_executors(timedelta(seconds=90)) == {"worker-1", "worker-2"}
+    ledger.beat("worker-2", "host", 3, working_on=7)
+    assert ledger.live_executors(timedelta(seconds=30)) == {"worker-2": 7}
+    assert ledger.live_executors(timedelta(seconds=90)) == {"worker-1": None, "worker-2": 7}
 
 
 # -- a person -------------------------------------------------------------------------------------------------------
@@ -421,16 +437,34 @@ def test_a_retry_goes_on_where_the_instance_had_come(ledger: Ledger, state: Inst
         ledger.record_objects(result, [made(result, "structured_report")])
     ledger.quarantine(instance.id, "a person must look")
     runs: list[int] = []
-    assert ledger.retry(instance.id, lambda session, instance_id, run: runs.append(run)).instance
+    assert ledger.retry(instance.id, lambda session, instance_id, run: runs.append(run)).resumed_from is state
     after = ledger.instance(instance.id)
     assert (after.state, after.run, after.attempts, after.note) == (state, 2, 0, "")
     assert runs == [2]
 
 
-def test_a_retry_of_a_healthy_job_does_nothing(ledger: Ledger) -> None:
+def test_a_retry_leaves_a_job_alone_that_a_live_worker_is_at(ledger: Ledger, clock: Clock) -> None:
     instance = ledger.register(new(), nothing).instance
-    retried = ledger.retry(instance.id, never)
-    assert (retried.instance, retried.deliveries) == (False, 0)
+    ledger.beat("worker-1", "host", 1, working_on=instance.id)
+    assert ledger.retry(instance.id, never) == Retried(None, 0)
+    clock.pass_time(seconds=91)
+    assert ledger.retry(instance.id, nothing).resumed_from is InstanceState.RECEIVED
+
+
+def test_a_retry_sets_an_unfinished_job_going_that_nobody_is_at(ledger: Ledger) -> None:
+    instance = ledger.register(new(), nothing).instance
+    ledger.begin_step(instance.id, "measure", 3)  # and the ledger could not be told of its end
+    ledger.beat("worker-1", "host", 1, working_on=None)
+    assert ledger.retry(instance.id, nothing) == Retried(InstanceState.RECEIVED, 0)
+    assert ledger.instance(instance.id).run == 2
+
+
+def test_a_retry_of_a_job_that_is_through_does_nothing(ledger: Ledger, peers: Peers, outbox: Outbox) -> None:
+    peers.add(ARCHIVE)
+    instance = dispatched(ledger)
+    for due in outbox.claim("ARCHIVE", "sender-1", LEASE, 10):
+        outbox.delivered(due.delivery.id, 0)
+    assert ledger.retry(instance.id, never) == Retried(None, 0)
 
 
 # -- outbox ---------------------------------------------------------------------------------------------------------

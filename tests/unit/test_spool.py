@@ -10,6 +10,7 @@ import pytest
 
 from dicomnode.errors import CannotUnderstand, OutOfResources, PermanentFailure
 from dicomnode.storage.spool import CHECKPOINTS, OBJECTS, Incoming, Spool
+from tests.node_kit import recorded_file_calls
 
 HEAD = b"\0" * 128 + b"DICM" + b"\x02\0\0\0UL\x04\0" + (8).to_bytes(4, "little") + b"metameta"
 PLENTY = 1 << 40
@@ -122,12 +123,69 @@ def test_a_path_that_leads_out_of_the_spool_is_an_error(spool: Spool, path: str)
         spool.absolute(path)
 
 
-def test_a_lost_file_is_put_back_from_a_repeat_and_a_present_one_is_left(spool: Spool) -> None:
-    first, second = spool.write(OBJECTS, ".dcm", b"one"), spool.write(OBJECTS, ".dcm", b"one")
-    assert not spool.restore(second.path, first.path)
-    spool.discard(first.path)
-    assert spool.restore(second.path, first.path)
-    assert files(spool) == [first.path]
+def kept(spool: Spool) -> tuple[str, str]:
+    with received(spool, b"abc") as incoming:
+        sha256 = incoming.finish()
+        return spool.keep(incoming.path), sha256
+
+
+def test_a_lost_or_damaged_file_is_replaced_by_a_repeat_and_a_sound_one_is_left(spool: Spool) -> None:
+    (first, sha256), (second, _) = kept(spool), kept(spool)
+    assert not spool.restore(second, first, sha256)
+    assert files(spool) == sorted([first, second])
+    for content in (None, b"", HEAD + b"abX", b"x" * 200):
+        again, _ = kept(spool)
+        spool.discard(first)
+        if content is not None:
+            spool.absolute(first).write_bytes(content)
+        assert spool.restore(again, first, sha256)
+        assert spool.dataset_digest(first) == (sha256, 3)
+    assert files(spool) == sorted([first, second])
+
+
+def durably(folder: str) -> list[tuple[str, str]]:
+    """What makes a file of incoming/ survive a power cut under another folder."""
+    return [
+        ("synchronise", "incoming/file"),
+        ("synchronise", folder),
+        ("rename", f"incoming/file {folder}/shard/file"),
+        ("synchronise", f"{folder}/shard"),
+    ]
+
+
+def test_every_file_is_synchronised_renamed_and_its_folders_synchronised_in_this_order(spool: Spool) -> None:
+    with recorded_file_calls(spool.root) as calls:
+        spool.write(OBJECTS, ".dcm", b"abc")
+        assert calls == durably(OBJECTS)
+        calls.clear()
+        kept(spool)
+        assert calls == durably("instances")
+
+
+def test_a_shard_that_another_thread_has_just_made_is_synchronised_all_the_same(spool: Spool) -> None:
+    for number in range(256):
+        (spool.root / OBJECTS / f"{number:02x}").mkdir()
+    with recorded_file_calls(spool.root) as calls:
+        spool.write(OBJECTS, ".dcm", b"abc")
+    assert calls == durably(OBJECTS)
+
+
+def test_a_repeat_takes_the_place_of_a_damaged_file_durably(spool: Spool) -> None:
+    (first, sha256), (second, _) = kept(spool), kept(spool)
+    spool.discard(first)
+    with recorded_file_calls(spool.root) as calls:
+        spool.restore(second, first, sha256)
+    assert calls == [
+        ("synchronise", "instances"),
+        ("rename", "instances/shard/file instances/shard/file"),
+        ("synchronise", "instances/shard"),
+    ]
+
+
+def test_the_folders_are_made_durably(tmp_path: Path) -> None:
+    with recorded_file_calls(tmp_path) as calls:
+        Spool(tmp_path / "spool", 1000, 100).prepare()
+    assert calls == [("synchronise", "spool")]
 
 
 def test_leftovers_of_a_dead_receiver_are_removed(spool: Spool) -> None:

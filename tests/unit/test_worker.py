@@ -173,6 +173,23 @@ def test_trouble_of_the_node_is_waited_out_without_an_end(bench: Bench, trouble:
     assert bench.instance.state is InstanceState.MEASURED
 
 
+@pytest.mark.parametrize("shortage", [MemoryError(), OSError(errno.ENOMEM, "Cannot allocate memory")])
+def test_want_of_memory_waits_longer_and_longer_and_is_quarantined_the_tenth_time(
+    bench: Bench, shortage: Exception
+) -> None:
+    bench.failures = [shortage] * 10
+    for delay_s in (30, 60, 120, 240, 480, 960, 1920, 3600, 3600):
+        assert bench.run("measure") == [Progress.STOP]
+        assert bench.instance.next_attempt_at == bench.clock() + timedelta(seconds=delay_s)
+        assert bench.instance.attempts == 0
+    assert bench.run("measure") == [Progress.STOP]
+    assert bench.instance.state is InstanceState.QUARANTINED
+    assert "want of memory" in bench.instance.note
+    bench.ledger.retry(bench.id, lambda session, instance_id, run: None)
+    assert bench.run("measure") == [Progress.GO_ON]
+    assert bench.instance.shortages == 0
+
+
 def test_other_system_errors_count_as_faults_of_the_instance(bench: Bench) -> None:
     bench.failures = [OSError("broken data stream") for _ in range(3)]
     bench.run("measure", "measure", "measure")
@@ -195,14 +212,39 @@ def test_a_radiograph_that_the_disk_has_lost_or_changed_is_never_measured(
     assert bench.run("measure") == [Progress.STOP]
     assert bench.measured == []
     assert words in bench.instance.note
+    assert bench.instance.note.endswith(f"send the image again, then dicomnode retry {bench.id}")
 
 
-def test_a_damaged_checkpoint_is_quarantined_with_what_to_do(bench: Bench) -> None:
+def forge(path: Path) -> None:
+    path.write_bytes(b"damaged")
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+@pytest.mark.parametrize("damage", [forge, cut, lose])
+def test_a_damaged_or_lost_checkpoint_is_measured_again_under_the_same_uids(
+    bench: Bench, damage: Callable[[Path], None]
+) -> None:
     bench.run("measure")
     (result,) = bench.ledger.job(bench.id).results
-    bench.spool.absolute(result.checkpoint_path).write_bytes(b"damaged")
-    assert bench.run("encode") == [Progress.STOP]
-    assert "encode: checkpoint is no Measurement" in bench.instance.note
+    damage(bench.spool.absolute(result.checkpoint_path))
+    assert bench.run("encode", "deliver") == [Progress.GO_ON] * 2
+    (replaced,) = bench.ledger.job(bench.id).results
+    assert (replaced.id, replaced.figures) == (result.id, result.figures)
+    bench.spool.absolute(replaced.checkpoint_path).read_bytes()
+    assert not bench.spool.absolute(result.checkpoint_path).exists()
+    uids = {made.kind: made.sop_instance_uid for made in bench.objects()}
+    assert uids == {kind: node_kit.result_uid(str(SOURCE.SOPInstanceUID), kind) for kind in node_kit.KINDS}
+    assert len(bench.measured) == 2
+
+
+def test_figures_that_an_object_speaks_of_are_never_replaced(bench: Bench) -> None:
+    bench.run("measure", "encode")
+    (result,) = bench.ledger.job(bench.id).results
+    with pytest.raises(PermanentFailure, match="figures stand"):
+        bench.ledger.replace_result(result.id, {}, "x")
 
 
 def test_without_a_destination_the_results_wait(bench: Bench) -> None:

@@ -1,21 +1,24 @@
 """The durable workflow on its engine: what is committed together, what is resumed, what the sweeper finds."""
 
 import json
+import sqlite3
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
-from sqlalchemy import Engine, text
+from sqlalchemy import Engine, event, text
 
 from dicomnode import workflow
 from dicomnode.errors import ConfigurationError
 from dicomnode.storage import database
 from dicomnode.storage.ledger import Ledger
 from dicomnode.storage.rows import Instance, InstanceState, NewInstance
-from dicomnode.workflow import Client, Progress, Runner, Step, WorkflowState, sweep
+from dicomnode.workflow import STRANDED_AFTER_S, Client, Idle, Progress, Runner, Step, WorkflowState, sweep
 from tests.node_kit import eventually
 
 
@@ -52,11 +55,11 @@ def received(ledger: Ledger, client: Client, number: int = 1) -> Instance:
 
 
 @contextmanager
-def running(engine: Engine, *steps: Step, executor_id: str = "worker-1") -> Iterator[None]:
+def running(engine: Engine, *steps: Step, executor_id: str = "worker-1") -> Iterator[Runner]:
     runner = Runner(engine, executor_id, steps)
     runner.start()
     try:
-        yield
+        yield runner
     finally:
         runner.stop(0)
 
@@ -129,21 +132,81 @@ def test_work_of_a_dead_worker_elsewhere_is_taken_over_by_the_sweeper_and_that_o
     instance = received(ledger, client)
     claim_as(engine, "worker-elsewhere")
     ledger.beat("worker-elsewhere", "host", 1)
-    assert sweep(ledger, client) == 0
+    assert sweep(ledger, client, Idle()) == 0
     with engine.begin() as connection:
         connection.execute(text("DELETE FROM heartbeat"))
-    assert sweep(ledger, client) == 1
+    assert sweep(ledger, client, Idle()) == 1
     assert state(client, instance) is WorkflowState.WAITING
     with running(engine, finishing(ledger)):
         eventually(is_finished(ledger, instance), "taken over")
+
+
+@pytest.mark.parametrize("trouble", ["database or disk is full", "disk I/O error"])
+def test_a_run_that_the_engine_lost_on_a_full_disk_is_taken_over_by_the_worker_that_it_belongs_to(
+    ledger: Ledger, client: Client, engine: Engine, trouble: str
+) -> None:
+    instance = received(ledger, client)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(threading, "excepthook", lambda _: None)  # the engine's thread dies, and says so
+        disk = Disk(engine, trouble)
+        calls: list[int] = []
+
+        def run(instance_id: int) -> Progress:
+            calls.append(instance_id)
+            if len(calls) == 1:
+                disk.full = True
+                return Progress.GO_ON
+            ledger.quarantine(instance_id, "done")
+            return Progress.GO_ON
+
+        with running(engine, Step("fill the disk", run)) as runner:
+            eventually(lambda: disk.refused > 0 and runner.working_on is None, "the engine could not write")
+            disk.full = False
+            clock_s = iter((0.0, STRANDED_AFTER_S - 1.0, STRANDED_AFTER_S))
+            idle = Idle(now_s=lambda: next(clock_s))
+            ledger.beat("worker-1", "host", 1, runner.working_on)
+            assert state(client, instance) is WorkflowState.RUNNING
+            assert [sweep(ledger, client, idle) for _ in range(3)] == [0, 0, 1]
+            eventually(is_finished(ledger, instance), "done after the trouble")
+    assert calls == [instance.id] * 2
+
+
+def test_a_run_that_its_worker_names_is_never_taken_from_it(ledger: Ledger, client: Client, engine: Engine) -> None:
+    instance = received(ledger, client)
+    claim_as(engine, "worker-1")
+    clock_s = iter((0.0, 1000.0, 2000.0, 2000.0 + STRANDED_AFTER_S))
+    idle = Idle(now_s=lambda: next(clock_s))
+    ledger.beat("worker-1", "host", 1, None)  # it has just begun
+    assert sweep(ledger, client, idle) == 0
+    ledger.beat("worker-1", "host", 1, instance.id)
+    assert sweep(ledger, client, idle) == 0
+    ledger.beat("worker-1", "host", 1, None)  # it has just ended: seen idle before, but not since
+    assert sweep(ledger, client, idle) == 0
+    assert sweep(ledger, client, idle) == 1
+
+
+def test_a_worker_names_the_instance_that_it_works_on(ledger: Ledger, client: Client, engine: Engine) -> None:
+    go_on, seen = threading.Event(), []
+
+    def run(instance_id: int) -> Progress:
+        go_on.wait(20)
+        return Progress.STOP
+
+    instance = received(ledger, client)
+    with running(engine, Step("wait", run)) as runner:
+        eventually(lambda: runner.working_on == instance.id, "named")
+        seen.append(runner.working_on)
+        go_on.set()
+        eventually(lambda: runner.working_on is None, "not named any more")
+    assert seen == [instance.id]
 
 
 def test_losing_the_engines_tables_loses_no_work(ledger: Ledger, client: Client, engine: Engine) -> None:
     instances = [received(ledger, client, number) for number in range(1, 4)]
     forget_everything(engine)
     assert {state(client, instance) for instance in instances} == {WorkflowState.LOST}
-    assert sweep(ledger, client) == 3
-    assert sweep(ledger, client) == 0
+    assert sweep(ledger, client, Idle()) == 3
+    assert sweep(ledger, client, Idle()) == 0
     with running(engine, finishing(ledger)):
         for instance in instances:
             eventually(is_finished(ledger, instance), "done after the loss")
@@ -160,8 +223,8 @@ def test_a_run_that_ended_early_is_run_again_when_its_time_has_come(
 
     with running(engine, Step("postpone", postpone)):
         eventually(lambda: state(client, instance) is WorkflowState.ENDED, "ended early")
-    if sweep(ledger, client) == 0:  # its time had not come yet
-        eventually(lambda: sweep(ledger, client) == 1, "swept when due")
+    if sweep(ledger, client, Idle()) == 0:  # its time had not come yet
+        eventually(lambda: sweep(ledger, client, Idle()) == 1, "swept when due")
     assert ledger.instance(instance.id).run == 2
     with running(engine, finishing(ledger)):
         eventually(is_finished(ledger, instance), "second run")
@@ -171,7 +234,7 @@ def test_what_the_engine_gives_up_is_quarantined(ledger: Ledger, client: Client,
     instance = received(ledger, client)
     with engine.begin() as connection:
         connection.execute(text("UPDATE workflow_status SET status = 'MAX_RECOVERY_ATTEMPTS_EXCEEDED'"))
-    assert sweep(ledger, client) == 1
+    assert sweep(ledger, client, Idle()) == 1
     assert ledger.instance(instance.id).state is InstanceState.QUARANTINED
     assert "gave up" in ledger.instance(instance.id).note
 
@@ -179,11 +242,11 @@ def test_what_the_engine_gives_up_is_quarantined(ledger: Ledger, client: Client,
 def test_the_sweeper_leaves_alone_what_is_on_its_way_and_what_is_done(ledger: Ledger, client: Client) -> None:
     received(ledger, client, 1)
     ledger.quarantine(received(ledger, client, 2).id, "a person must look")
-    assert sweep(ledger, client) == 0
+    assert sweep(ledger, client, Idle()) == 0
 
 
 def test_the_sweeper_has_nothing_to_do_in_an_empty_ledger(ledger: Ledger, client: Client) -> None:
-    assert sweep(ledger, client) == 0
+    assert sweep(ledger, client, Idle()) == 0
     assert client.statuses([]) == {}
 
 
@@ -218,6 +281,21 @@ def test_an_environment_that_would_steer_the_engine_is_refused(url: str, monkeyp
     monkeypatch.setenv("DBOS__CLOUD", "true")
     with pytest.raises(ConfigurationError, match="DBOS__CLOUD"):
         workflow.prepare(url)
+
+
+class Disk:
+    """A disk that refuses the engine's own writes while it is full."""
+
+    def __init__(self, engine: Engine, trouble: str) -> None:
+        self.full, self.refused = False, 0
+        self._trouble = trouble
+        event.listen(engine, "before_cursor_execute", self._refuse)
+
+    def _refuse(self, _connection: Any, _cursor: Any, statement: str, *_: Any) -> None:
+        writes = statement.lower().startswith(("update", "insert"))
+        if self.full and writes and ("workflow_status" in statement or "operation_outputs" in statement):
+            self.refused += 1
+            raise sqlite3.OperationalError(self._trouble)
 
 
 def claim_as(engine: Engine, executor_id: str) -> None:
