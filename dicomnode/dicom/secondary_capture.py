@@ -16,7 +16,7 @@ from pydicom.uid import UID, ExplicitVRLittleEndian, SecondaryCaptureImageStorag
 from dicomnode.dicom import codes
 from dicomnode.dicom.equipment import Equipment
 from dicomnode.dicom.uids import IMPLEMENTATION_CLASS_UID, Kind, result_instance_uid, result_series_uid
-from dicomnode.domain.measurement import Measurement
+from dicomnode.domain.measurement import Measurement, Reason
 from dicomnode.domain.reporting import ReportSettings
 
 SERIES_NUMBER = 9802
@@ -105,12 +105,14 @@ def _series(capture: Dataset, measurement: Measurement, series_uid: str, now: da
     capture.SeriesDescription = SERIES_DESCRIPTION
     capture.SeriesDate, capture.SeriesTime = _date(now), _time(now)
     sides = {hip.side for hip in measurement.hips}
-    if len(sides) == 1:
-        capture.BodyPartExamined, capture.Laterality = "HIP", sides.pop().value
-    elif sides:
+    if len(sides) > 1:
         capture.BodyPartExamined = "PELVIS"  # with both hips; Laterality is for paired parts only
-    else:
-        capture.Laterality = None  # type 2C: what the image shows is not known
+        return
+    if sides:
+        capture.BodyPartExamined = "HIP"
+    # Type 2C. Empty, for not known, without a hip, and where header and picture contradict each other.
+    certain = {hip.side for hip in measurement.hips if hip.reason is not Reason.LATERALITY}
+    capture.Laterality = certain.pop().value if certain else None
 
 
 def _equipment(capture: Dataset, equipment: Equipment, now: datetime) -> None:

@@ -15,7 +15,7 @@ from pydicom.uid import SecondaryCaptureImageStorage
 
 from dicomnode.dicom.equipment import Equipment
 from dicomnode.dicom.secondary_capture import TYPE_2, build_secondary_capture, identification_line
-from dicomnode.domain.measurement import Measurement
+from dicomnode.domain.measurement import HipMeasurement, Measurement, Reason, Status
 from dicomnode.domain.reporting import ReportSettings
 from tests.synthetic_hips import (
     CASES,
@@ -108,6 +108,14 @@ def test_a_single_hip_has_its_side_and_two_are_a_pelvis() -> None:
     assert "Laterality" not in two
     assert "BodyPartExamined" not in none
     assert not none.Laterality
+
+
+def test_a_side_that_header_and_picture_dispute_is_not_claimed() -> None:
+    [hip] = neck_only().hips
+    disputed = HipMeasurement(hip.side, Status.NOT_MEASURABLE, Reason.LATERALITY, "header and picture differ")
+    result = capture(replace(neck_only(), status=Status.NOT_MEASURABLE, hips=(disputed,)))
+    assert result.BodyPartExamined == "HIP"
+    assert "Laterality" in result and not result.Laterality
 
 
 def test_equipment_is_stated_and_what_is_empty_left_out() -> None:
