@@ -21,7 +21,7 @@ from pydicom.uid import UID, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 from pynetdicom import _config, evt
 from pynetdicom.association import Association
 
-from dicomnode.dicom.reader import read_encoded
+from dicomnode.dicom.reader import DEFAULT_LIMITS, Limits, read_encoded
 from dicomnode.dicom.status import Outcome, classify
 from dicomnode.errors import DicomNodeError, LedgerUnavailable, PermanentFailure
 from dicomnode.logline import line
@@ -62,6 +62,10 @@ class SenderSettings:
     objects_per_association: int = 50
     destinations_at_once: int = 8
     poll_interval_s: float = 0.2
+    limits: Limits = DEFAULT_LIMITS
+    """Those under which radiographs were received."""
+    undeclared_character_set: str = "ISO_IR 100"
+    """As in the reports, so that a result can be compared with its radiograph."""
 
     @property
     def lease(self) -> timedelta:
@@ -163,8 +167,10 @@ class Sender:
         try:
             content = self._spool.read(due.object.spool_path, due.object.sha256)
             made = dcmread(BytesIO(content))
-            source = read_encoded(self._spool.absolute(due.source_spool_path)).dataset
-            require_same_examination(source, made)
+            if self._spool.dataset_digest(due.source_spool_path)[0] != due.source_sha256:
+                raise PermanentFailure("the stored radiograph has changed in the spool: its SHA-256 is another; not sent")
+            source = read_encoded(self._spool.absolute(due.source_spool_path), self._settings.limits).dataset
+            require_same_examination(source, made, self._settings.undeclared_character_set)
             if made.SOPInstanceUID != due.object.sop_instance_uid:
                 raise PermanentFailure("the file in the spool holds another SOP Instance UID than the ledger")
         except (DicomNodeError, FileNotFoundError) as error:

@@ -13,6 +13,7 @@ from pydicom.dataset import Dataset
 from pydicom.uid import ComprehensiveSRStorage, ImplicitVRLittleEndian, SecondaryCaptureImageStorage
 from sqlalchemy import Engine
 
+from dicomnode.dicom.reader import Limits
 from dicomnode.services.receiver import file_head
 from dicomnode.services.sender import Sender, SenderSettings
 from dicomnode.storage import database
@@ -385,6 +386,28 @@ def test_without_its_radiograph_a_result_does_not_go_out(office: PostOffice, arc
     office.deliver()
     assert archive.received == []
     assert office.states() == [DeliveryState.HELD] * 2
+
+
+def test_a_result_of_a_radiograph_that_the_disk_has_changed_does_not_go_out(
+    office: PostOffice, archive: Archive
+) -> None:
+    office.destination(archive.port)
+    office.post()
+    path = office.spool.absolute(office.ledger.instance(1).spool_path)
+    path.write_bytes(path.read_bytes()[:-1] + b"\xff")
+    office.deliver()
+    assert archive.received == []
+    assert office.states() == [DeliveryState.HELD] * 2
+    assert "radiograph has changed in the spool" in office.delivery().detail
+
+
+def test_radiographs_are_read_under_the_limits_that_the_sender_is_given(office: PostOffice, archive: Archive) -> None:
+    office.destination(archive.port)
+    office.post()
+    strict = replace(SETTINGS, limits=Limits(max_object_bytes=1000))
+    Sender(strict, office.outbox, office.peers, office.spool, office.clock).serve_destination("ARCHIVE")
+    assert office.states() == [DeliveryState.HELD] * 2
+    assert "at most 1000" in office.delivery().detail
 
 
 def test_the_lease_outlasts_the_longest_association() -> None:
