@@ -1,7 +1,7 @@
 """The Storage SCP against real peers: pynetdicom and DCMTK as modalities, and strangers who send what no modality would."""
 
 import hashlib
-import logging
+import io
 import select
 import socket
 import struct
@@ -28,7 +28,7 @@ from dicomnode.services.receiver import Receiver, ReceiverSettings
 from dicomnode.storage import database
 from dicomnode.storage.ledger import Ledger
 from dicomnode.storage.peers import Peers
-from dicomnode.storage.rows import NewAe
+from dicomnode.storage.rows import NewAe, NewInstance
 from dicomnode.storage.spool import Spool
 from tests.node_kit import eventually, radiograph, send
 
@@ -166,12 +166,17 @@ def test_every_accepted_class_and_encoding_is_negotiated_and_no_other(desk: Desk
     assert accepted == expected
 
 
-def test_nothing_of_a_patient_is_logged(desk: Desk, caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level(logging.DEBUG, logger="dicomnode")
+def test_nothing_of_a_patient_is_logged(desk: Desk, log: io.StringIO, monkeypatch: pytest.MonkeyPatch) -> None:
     send(desk.port, [radiograph(1, patient_id="SECRET-ID"), radiograph(1, patient_id="OTHER-SECRET")])
-    dicomnode = [record.getMessage() for record in caplog.records if record.name.startswith("dicomnode")]
-    assert dicomnode
-    assert not any(word in message for message in dicomnode for word in ("SECRET", "Test^Radiograph"))
+
+    def fail(new: NewInstance, enqueue: object) -> None:
+        raise ValueError(f"{new.sop_instance_uid} of SECRET^PATIENT")
+
+    monkeypatch.setattr(desk.ledger, "register", fail)
+    assert send(desk.port, [radiograph(2, patient_id="SECRET-ID")]) == [0x0110]
+    told = log.getvalue()
+    assert all(event in told for event in (" stored ", "conflicting content kept", "store failed", "ValueError ("))
+    assert not any(word in told for word in ("SECRET", "Test^Radiograph"))
 
 
 def test_dcmtk_as_a_modality_is_served(desk: Desk, dcmtk: Path, tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """The sender against archives that follow a script: what is delivered, what is tried again, what waits for a person."""
 
+import io
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
@@ -408,6 +409,21 @@ def test_radiographs_are_read_under_the_limits_that_the_sender_is_given(office: 
     Sender(strict, office.outbox, office.peers, office.spool, office.clock).serve_destination("ARCHIVE")
     assert office.states() == [DeliveryState.HELD] * 2
     assert "at most 1000" in office.delivery().detail
+
+
+def test_the_words_of_an_encoding_error_are_not_logged(
+    office: PostOffice, archive: Archive, log: io.StringIO, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def store(*_: object) -> None:
+        raise ValueError("SECRET^PATIENT does not fit")
+
+    monkeypatch.setattr(office.sender, "_store", store)
+    office.destination(archive.port)
+    office.post()
+    office.deliver()
+    assert office.states() == [DeliveryState.HELD] * 2
+    assert "object cannot be encoded" in log.getvalue()
+    assert not any(word in log.getvalue() for word in ("SECRET", "TEST-1", "Test^Radiograph"))
 
 
 def test_the_lease_outlasts_the_longest_association() -> None:
