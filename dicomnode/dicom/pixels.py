@@ -8,7 +8,7 @@ from pydicom.dataset import Dataset
 
 from dicomnode.dicom.admission import ACCEPTED_SOP_CLASSES
 from dicomnode.dicom.attributes import age_years, calendar_date, items, number, numbers, text, values
-from dicomnode.dicom.decoding import LOSSY_TRANSFER_SYNTAXES, decode, pixel_layout
+from dicomnode.dicom.decoding import decode, lossy_compression, pixel_layout
 from dicomnode.dicom.grayscale import as_displayed, attenuation, stretched
 from dicomnode.dicom.reader import DEFAULT_LIMITS, EncodedObject, Limits, read_encoded
 from dicomnode.domain.measurement import Reason
@@ -59,7 +59,7 @@ def read_radiograph(path: Path, limits: Limits = DEFAULT_LIMITS) -> Radiograph:
         body_part_stated=text(dataset, "BodyPartExamined"),
         view_stated=_view(dataset),
         bits_stored=layout.bits_stored,
-        lossy=_is_lossy(encoded),
+        lossy=lossy_compression(dataset, encoded.transfer_syntax_uid) is True,
         notes=(*encoded.notes, *decoding_notes, *grayscale_notes, *geometry_notes, *_orientation_notes(dataset)),
     )
 
@@ -98,11 +98,6 @@ def _require_radiograph(dataset: Dataset) -> None:
         Reason.NOT_A_RADIOGRAPH,
         f"Modality is {modality[:16]!a}: expected a plain radiograph ({', '.join(sorted(_RADIOGRAPH_MODALITIES))})",
     )
-
-
-def _is_lossy(encoded: EncodedObject) -> bool:
-    stated = text(encoded.dataset, "LossyImageCompression")
-    return stated == "01" or (stated != "00" and encoded.transfer_syntax_uid in LOSSY_TRANSFER_SYNTAXES)
 
 
 def _geometry(dataset: Dataset) -> tuple[AcquisitionGeometry, tuple[str, ...]]:

@@ -14,6 +14,8 @@ from pydicom.sr.coding import Code
 from pydicom.uid import UID, ExplicitVRLittleEndian, SecondaryCaptureImageStorage
 
 from dicomnode.dicom import codes
+from dicomnode.dicom.attributes import text
+from dicomnode.dicom.decoding import LOSSY_METHOD, lossy_compression
 from dicomnode.dicom.equipment import Equipment
 from dicomnode.dicom.uids import IMPLEMENTATION_CLASS_UID, Kind, result_instance_uid, result_series_uid
 from dicomnode.domain.measurement import Measurement, Reason
@@ -145,7 +147,7 @@ def _image(capture: Dataset, source: Dataset, settings: ReportSettings, now: dat
     capture.ImageType = ["DERIVED", "SECONDARY"]
     capture.DerivationDescription = DERIVATION_DESCRIPTION
     capture.SourceImageSequence = [_reference(source)]
-    capture.BurnedInAnnotation = _burned_in(source, settings)
+    _burned_in(capture, source, settings)
     _lossy(capture, source)
 
 
@@ -161,19 +163,31 @@ def _code_item(code: Code) -> Dataset:
     return Dataset(codes.concept(code))
 
 
-def _burned_in(source: Dataset, settings: ReportSettings) -> str:
-    """YES where the settings burn identification in, or where the radiograph that is shown says that it carries some itself."""
-    return "YES" if settings.burn_in_identification or source.get("BurnedInAnnotation") == "YES" else "NO"
+def _burned_in(capture: Dataset, source: Dataset, settings: ReportSettings) -> None:
+    """Say what is certain: YES where the settings burn identification in, else what the radiograph, which is shown, says of itself.
+
+    Absent where that says nothing: the picture "may or may not" hold some. Source: PS3.3 C.7.6.1, Burned In Annotation, type 3.
+    """
+    stated = text(source, "BurnedInAnnotation")
+    if settings.burn_in_identification:
+        capture.BurnedInAnnotation = "YES"
+    elif stated in ("YES", "NO"):
+        capture.BurnedInAnnotation = stated
 
 
 def _lossy(capture: Dataset, source: Dataset) -> None:
     """Once lossy, always lossy: what the source's compression took away is missing here too (PS3.3 C.7.6.1.1.5)."""
-    if source.get("LossyImageCompression") == "01":
-        for keyword in ("LossyImageCompression", "LossyImageCompressionRatio", "LossyImageCompressionMethod"):
+    transfer_syntax = text(getattr(source, "file_meta", Dataset()), "TransferSyntaxUID")
+    lossy = lossy_compression(source, transfer_syntax)
+    if lossy is None:
+        return
+    capture.LossyImageCompression = "01" if lossy else "00"
+    if lossy:
+        for keyword in ("LossyImageCompressionRatio", "LossyImageCompressionMethod"):
             if keyword in source:
                 capture[keyword] = source[keyword]
-    else:
-        capture.LossyImageCompression = "00"
+        if "LossyImageCompressionMethod" not in capture and transfer_syntax in LOSSY_METHOD:
+            capture.LossyImageCompressionMethod = LOSSY_METHOD[UID(transfer_syntax)]
 
 
 def _pixels(capture: Dataset, picture: NDArray[np.uint8]) -> None:

@@ -168,7 +168,9 @@ class Sender:
             content = self._spool.read(due.object.spool_path, due.object.sha256)
             made = dcmread(BytesIO(content))
             if self._spool.dataset_digest(due.source_spool_path)[0] != due.source_sha256:
-                raise PermanentFailure("the stored radiograph has changed in the spool: its SHA-256 is another; not sent")
+                raise PermanentFailure(
+                    "the stored radiograph has changed in the spool: its SHA-256 is another; not sent"
+                )
             source = read_encoded(self._spool.absolute(due.source_spool_path), self._settings.limits).dataset
             require_same_examination(source, made, self._settings.undeclared_character_set)
             if made.SOPInstanceUID != due.object.sop_instance_uid:
