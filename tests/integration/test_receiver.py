@@ -258,6 +258,26 @@ def test_a_caller_may_be_bound_to_its_address(desk: Desk) -> None:
     assert send(desk.port, [radiograph(1)], calling="HERE") == [0x0000]
 
 
+@pytest.mark.parametrize(
+    ("caller", "words"),
+    [
+        (None, "is not listed; dicomnode ae add"),
+        (NewAe(ae_title="CALLER", receives_results=True, host="192.0.2.1", port=104), "is listed, but may not send"),
+        (NewAe(ae_title="CALLER", may_send=True, calls_from="192.0.2.77"), "may call from 192.0.2.77 only"),
+    ],
+)
+def test_a_rejected_caller_is_told_apart_in_the_log(
+    desk: Desk, log: io.StringIO, caller: NewAe | None, words: str
+) -> None:
+    if caller is not None:
+        desk.peers.add(caller)
+    assert send(desk.port, [radiograph(1)], calling="CALLER") == [None]
+    (rejection,) = [line for line in log.getvalue().splitlines() if "association rejected" in line]
+    assert words in rejection
+    assert "calling=CALLER" in rejection
+    assert "peer=127.0.0.1" in rejection
+
+
 def test_an_empty_list_of_callers_lets_nobody_in(desk: Desk) -> None:
     desk.peers.remove("MODALITY")
     assert send(desk.port, [radiograph(1)]) == [None]
