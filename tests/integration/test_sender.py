@@ -167,6 +167,31 @@ def test_a_refusal_waits_for_a_person_who_can_retry_it(office: PostOffice, archi
     assert office.states() == [DeliveryState.DELIVERED] * 2
 
 
+@pytest.mark.parametrize(
+    ("status", "state", "reason"),
+    [
+        (0xA900, DeliveryState.HELD, "destination refuses the object: "),
+        (0xA700, DeliveryState.PENDING, "destination is out of resources: "),
+        (0xB000, DeliveryState.DELIVERED, ""),
+    ],
+)
+def test_what_the_archive_says_of_its_status_is_kept_in_the_ledger_and_not_logged(
+    office: PostOffice, archive: Archive, log: io.StringIO, status: int, state: DeliveryState, reason: str
+) -> None:
+    answer = Dataset()
+    answer.Status = status
+    answer.ErrorComment = "Patient TEST-1 is locked"
+    answer.OffendingElement = [0x00100020, 0x0020000D]
+    archive.answer = lambda archive, stored: answer
+    office.destination(archive.port)
+    office.post()
+    office.deliver()
+    assert office.delivery().state is state
+    assert office.delivery().detail == f"{reason}Patient TEST-1 is locked; offending (0010,0020), (0020,000D)"
+    assert office.history()[0].detail == office.delivery().detail
+    assert "is locked" not in log.getvalue()
+
+
 def test_what_arrives_is_what_was_made_under_the_same_uid(office: PostOffice, archive: Archive) -> None:
     office.destination(archive.port)
     office.post()
