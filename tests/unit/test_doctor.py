@@ -65,6 +65,7 @@ def test_a_sound_node_has_no_fault_and_is_told_what_is_still_missing(configurati
     found = look(configuration)
     assert {finding.verdict for finding in found.values()} == {Verdict.GOOD, Verdict.WARNING}
     assert [name for name, finding in found.items() if finding.verdict is Verdict.WARNING] == [
+        "configuration",  # no shipped reference was compared with the table of its article yet
         "senders",
         "destinations",
     ]
