@@ -374,6 +374,8 @@ def _sender(configuration: Configuration, engine: "Engine", stop: threading.Even
         connection_timeout_s=chosen.connection_timeout_s,
         network_timeout_s=chosen.network_timeout_s,
         maximum_pdu_bytes=chosen.maximum_pdu_bytes,
+        limits=Composition(configuration).limits,
+        undeclared_character_set=configuration.settings.report.undeclared_character_set,
     )
     sender.serve(settings, Outbox(engine), Peers(engine), open_spool(configuration), stop)
 

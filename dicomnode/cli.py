@@ -15,6 +15,7 @@ from rich.console import Console
 
 from dicomnode import __version__
 from dicomnode.errors import ConfigurationError, DicomNodeError, NotFound
+from dicomnode.logline import log_to_stderr
 
 if TYPE_CHECKING:
     from dicomnode.config import Configuration
@@ -76,7 +77,7 @@ def main() -> None:
     """Run the command line; every error ends in one sentence and an exit code."""
     for talkative in ("pynetdicom", "highdicom", "dbos", "matplotlib", "PIL", "alembic"):
         logging.getLogger(talkative).setLevel(logging.WARNING)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s", stream=sys.stderr)
+    log_to_stderr()
     try:
         app(prog_name="dicomnode")
     except DicomNodeError as error:

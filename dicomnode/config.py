@@ -5,6 +5,7 @@ Order, later wins: the defaults here, `node.toml`, `--set section.key=value`. Th
 
 import dataclasses
 import hashlib
+import ipaddress
 import json
 import tomllib
 from collections.abc import Mapping, Sequence
@@ -51,6 +52,14 @@ CHARACTER_SETS = (
 
 def _character_set(text: str) -> str | None:
     return None if text in CHARACTER_SETS else f"one of {', '.join(CHARACTER_SETS)}"
+
+
+LONGEST_LIMITATION = 600
+"""Characters of a limitation sentence. Measured: so many of the widest stand whole on the overlay, above the longest provisos."""
+
+
+def _limitation(text: str) -> str | None:
+    return None if len(text) <= LONGEST_LIMITATION else f"at most {LONGEST_LIMITATION} characters, found {len(text)}"
 
 
 class Device(StrEnum):
@@ -131,7 +140,7 @@ class ReportSettings:
     criteria: Criteria = Criteria.ISCD_2023
     reference: str = "nhanes3"
     """Name of a reference population: a file in reference/ beside node.toml, or one of those shipped."""
-    limitation: str = ""
+    limitation: str = matching(_limitation, default="")
     """The limitation of use that stands in every result; empty: the package's own sentence in the report's language."""
     institution: str = ""
     department: str = ""
@@ -255,17 +264,31 @@ def check_entity(entity: ApplicationEntity, origin: str) -> None:
     """Check what the fields of an AE mean together.
 
     Raises:
-        ConfigurationError: the title is none, the AE does nothing, or a destination lacks its address.
+        ConfigurationError: the title is none, the address it calls from is no IP address, the AE does nothing, or a destination
+            lacks its address.
     """
     expected = ae_title_rule(entity.ae_title)
     if expected is not None:
         raise ConfigurationError(f"{origin}: AE {entity.ae_title!r}: expected {expected}")
+    if entity.calls_from and not _is_ip_address(entity.calls_from):
+        raise ConfigurationError(
+            f"{origin}: AE {entity.ae_title!r}: calls_from {entity.calls_from!r}; expected an IP address in its usual form, "
+            "for example 192.0.2.7: host names are not looked up"
+        )
     if not (entity.may_send or entity.receives_results):
         raise ConfigurationError(
             f"{origin}: AE {entity.ae_title!r} does nothing; let it send, receive results, or both"
         )
     if entity.receives_results and not (entity.host and entity.port):
         raise ConfigurationError(f"{origin}: AE {entity.ae_title!r} receives results, so it needs host and port")
+
+
+def _is_ip_address(text: str) -> bool:
+    """Tell whether `text` is an IP address as the socket library writes it, with which it is compared."""
+    try:
+        return str(ipaddress.ip_address(text)) == text
+    except ValueError:
+        return False
 
 
 def _node_file(path: Path | None) -> Path | None:

@@ -42,7 +42,7 @@ class Finding:
 def examine(configuration: Configuration) -> Iterator[Finding]:
     """Look at everything, one finding after the other; a fault in one does not hide the rest."""
     yield _configuration(configuration)
-    for look in (_port, _data_folder, _free_space, _database, _model):
+    for look in (_port, _data_folder, _free_space, _database, _model, _overlay_font):
         yield _guarded(look, configuration)
     yield from _entities(configuration)
 
@@ -113,20 +113,30 @@ def _port_taken(configuration: Configuration, place: str, error: OSError) -> Fin
         return Finding(
             "port", Verdict.FAULT, f"{place}: {error.strerror}", "Set node.bind to an address of this machine."
         )
+    from dicomnode.services import process
+
+    node_process = process.holder(configuration.settings.node.data_folder, "receiver")
+    if node_process is None:
+        return Finding(
+            "port", Verdict.FAULT, f"{place} is taken by another program", "Stop it, or choose another node.port."
+        )
+    return _port_of_node(configuration, place, node_process)
+
+
+def _port_of_node(configuration: Configuration, place: str, node_process: str) -> Finding:
+    """Our receiver runs; it is its port when it answers, or when it refuses us as a caller that is not listed."""
     from dicomnode.services.probe import Address, probe
 
     node = configuration.settings.node
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(node.bind, node.bind)
     answer = probe(node.ae_title, Address(node.ae_title, host, node.port), (), timeout_s=5.0)
+    seen = f"{place}: the node is running (receiver: process {node_process})"
     if answer.echoed:
-        return Finding("port", Verdict.GOOD, f"{place}: the node is running and answers C-ECHO")
+        return Finding("port", Verdict.GOOD, f"{seen} and answers C-ECHO")
     if "rejected" in answer.failure:
-        return Finding(
-            "port", Verdict.GOOD, f"{place}: a node is running (it takes associations from listed callers only)"
-        )
-    return Finding(
-        "port", Verdict.FAULT, f"{place} is taken by another program", "Stop it, or choose another node.port."
-    )
+        return Finding("port", Verdict.GOOD, f"{seen} and takes associations from listed callers only")
+    advice = "Was node.port changed since it was started? Restart the node; see its log."
+    return Finding("port", Verdict.FAULT, f"{seen}, but does not answer there: {answer.failure}", advice)
 
 
 def _data_folder(configuration: Configuration) -> Finding:
@@ -177,6 +187,19 @@ def _model(configuration: Configuration) -> Finding:
     model = composition.model
     seen = f"{model.name} {model.version}, sha256 {model.digest[:12]} matches, runs on {composition.predictor.device}"
     return Finding("model", Verdict.GOOD, seen)
+
+
+def _overlay_font(configuration: Configuration) -> Finding:
+    """The overlay can be written in the configured language, with the configured sentence."""
+    from dicomnode.dicom.overlay.style import font_family, needs_japanese_font
+
+    chosen = configuration.settings.report
+    japanese = needs_japanese_font(chosen.language, chosen.limitation)
+    family = font_family("ja" if japanese else chosen.language)
+    if family is not None:
+        return Finding("overlay font", Verdict.GOOD, family)
+    seen = "no Japanese font is installed: overlays are in English, with the package's limitation sentence where yours is Japanese"
+    return Finding("overlay font", Verdict.WARNING, seen, "Install one, e.g. the Debian package fonts-noto-cjk.")
 
 
 def _entities(configuration: Configuration) -> Iterator[Finding]:

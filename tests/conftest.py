@@ -1,10 +1,15 @@
 """Fixtures that find what is not part of the project and say plainly when it is absent."""
 
+import io
+import logging
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from dicomnode.logline import FORMAT, Formatter
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -41,3 +46,16 @@ def dciodvfy() -> str:
 def orthanc_binary() -> str:
     """Path of the Orthanc server."""
     return _program("Orthanc", "orthanc")
+
+
+@pytest.fixture
+def log() -> Iterator[io.StringIO]:
+    """All that a process of the node would write to its log, formatted as there; our own records from DEBUG on."""
+    stream, ours = io.StringIO(), logging.getLogger("dicomnode")
+    handler, level = logging.StreamHandler(stream), ours.level
+    handler.setFormatter(Formatter(FORMAT))
+    logging.getLogger().addHandler(handler)
+    ours.setLevel(logging.DEBUG)
+    yield stream
+    ours.setLevel(level)
+    logging.getLogger().removeHandler(handler)

@@ -168,7 +168,7 @@ class Archive:
     received: list[Stored] = field(default_factory=list)
     hang_up_on: set[str] = field(default_factory=set)
     """UIDs at which it aborts instead of answering."""
-    answer: Callable[["Archive", Stored], int] = lambda archive, stored: archive.duplicate_or_success(stored)
+    answer: Callable[["Archive", Stored], int | Dataset] = lambda archive, stored: archive.duplicate_or_success(stored)
 
     def uids(self) -> set[str]:
         """UIDs of all that was received."""
@@ -180,7 +180,7 @@ class Archive:
             0x0111 if sum(entry.sop_instance_uid == stored.sop_instance_uid for entry in self.received) > 1 else 0x0000
         )
 
-    def store(self, event: Event) -> int:
+    def store(self, event: Event) -> int | Dataset:
         """Handle EVT_C_STORE."""
         encoded = event.encoded_dataset(include_meta=False)
         request: Any = event.request

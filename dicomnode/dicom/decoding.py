@@ -56,8 +56,17 @@ _PLUGIN_OF = {
     JPEG2000: "pylibjpeg",
 }
 """pydicom's decoding plugins. JPEG Extended goes through SimpleITK: these plugins fail on 12 bits."""
-LOSSY_TRANSFER_SYNTAXES = frozenset({JPEGBaseline8Bit, JPEGExtended12Bit, JPEGLSNearLossless, JPEG2000})
-"""JPEG2000 may hold a reversible picture too; then Lossy Image Compression (0028,2110) is "00". PS3.5 8.2, annex A.4."""
+ALWAYS_LOSSY = frozenset({JPEGBaseline8Bit, JPEGExtended12Bit})
+"""DCT of finite precision. Source: PS3.5 8.2.1, annex A.4.1."""
+LOSSY_UNLESS_STATED = frozenset({JPEGLSNearLossless, JPEG2000})
+"""May hold a reversible picture too; then Lossy Image Compression (0028,2110) is "00". Source: PS3.5 8.2.3, 8.2.4."""
+LOSSY_METHOD = {
+    JPEGBaseline8Bit: "ISO_10918_1",
+    JPEGExtended12Bit: "ISO_10918_1",
+    JPEGLSNearLossless: "ISO_14495_1",
+    JPEG2000: "ISO_15444_1",
+}
+"""Lossy Image Compression Method (0028,2114). Source: PS3.3 C.7.6.1.1.5.1."""
 
 _ITEM = 0xFFFEE000
 _MAX_FRAGMENTS = 100_000
@@ -135,6 +144,19 @@ def _require_one_grey_frame(dataset: Dataset) -> None:
     frames = _or(integer(dataset, "NumberOfFrames"), 1)
     if frames > 1:
         raise NotMeasurable(Reason.NOT_A_RADIOGRAPH, f"{frames} frames: expected a single radiograph")
+
+
+def lossy_compression(dataset: Dataset, transfer_syntax_uid: str) -> bool | None:
+    """Tell whether compression has taken something from the picture; None where neither header nor transfer syntax says so.
+
+    Source: PS3.3 C.7.6.1.1.5: once "01", never "00" again; absent, the history is not known.
+    """
+    stated = text(dataset, "LossyImageCompression")
+    if stated == "01" or transfer_syntax_uid in ALWAYS_LOSSY:
+        return True
+    if stated == "00":
+        return False
+    return True if transfer_syntax_uid in LOSSY_UNLESS_STATED else None
 
 
 def decode(encoded: EncodedObject, layout: PixelLayout) -> tuple[NDArray[np.integer], tuple[str, ...]]:

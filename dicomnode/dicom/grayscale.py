@@ -1,9 +1,10 @@
-"""From stored values to attenuation, and to what a viewer shows.
+"""From stored values to attenuation.
 
-The grayscale pipeline of the standard (PS3.4 N.2) is Modality LUT, VOI LUT, Presentation LUT. For **measuring**, values
-after the Modality LUT are used and no VOI: a window clips, and a VOI LUT or SIGMOID is the maker's display curve, put there
-to please the eye and changeable by the user; before it, For Presentation values are as close to logarithmic in exposure as the
-object offers. For **showing**, the whole pipeline is followed.
+The grayscale pipeline of the standard (PS3.4 N.2) is Modality LUT, VOI LUT, Presentation LUT. Values after the Modality LUT are
+used and no VOI: a window clips, and a VOI LUT or SIGMOID is the maker's display curve, put there to please the eye and
+changeable by the user; before it, For Presentation values are as close to logarithmic in exposure as the object offers. Of the
+VOI LUT only the direction counts: whether it turns the picture over. The overlay shows the same values under a window of its own
+(`overlay.window_for_display`).
 
 Which end is bone is decided by Photometric Interpretation for images meant for display: a wrong one is seen by the first
 radiologist, a wrong Pixel Intensity Relationship Sign by nobody. For Processing images, which nobody looks at, the sign
@@ -18,15 +19,13 @@ from pydicom.dataset import Dataset
 from pydicom.uid import DigitalXRayImageStorageForProcessing
 from scipy import ndimage
 
-from dicomnode.dicom.attributes import integer, items, number, numbers, text, values
+from dicomnode.dicom.attributes import integer, items, number, text, values
 from dicomnode.dicom.decoding import PixelLayout
 from dicomnode.domain.measurement import Reason
 from dicomnode.errors import NotMeasurable
 
 _WHOLE_LUT = 65536
 """A LUT Descriptor's number of entries 0 means this. Source: PS3.3 C.11.1.1.1."""
-_VIEW_PERCENTILES = (0.5, 99.5)
-"""Window where the object has none: what viewers do, leaving out letters and dead pixels. No measurement depends on it."""
 
 
 @dataclass(frozen=True)
@@ -81,34 +80,6 @@ def attenuation(
     if not np.all(np.isfinite((low := float(image.min()), high := float(image.max())))) or low == high:
         raise NotMeasurable(Reason.UNREADABLE, "all pixels have the same value: there is no picture")
     return image, (*modality.notes, *polarity_notes, *scale_notes, *padding_notes)
-
-
-def as_displayed(stored: NDArray[np.integer], layout: PixelLayout, dataset: Dataset) -> NDArray[np.uint8]:
-    """Return the image as a viewer shows it first: Modality LUT, first VOI LUT or window, polarity; 255 is white.
-
-    Source: PS3.4 N.2, PS3.3 C.11.2 (VOI LUT), C.7.6.3.1.2 (Photometric Interpretation).
-    """
-    modality = _apply_modality(stored, layout, dataset)
-    shown = _apply_voi(modality.image, layout, dataset)
-    if layout.monochrome1:
-        shown = 1.0 - shown
-    return _grey_levels(shown)
-
-
-def stretched(image: NDArray[np.float32]) -> NDArray[np.uint8]:
-    """Show any image between its own percentiles; 255 is the largest value."""
-    return _grey_levels(_between_percentiles(image))
-
-
-def _grey_levels(shown: NDArray[np.float32]) -> NDArray[np.uint8]:
-    levels: NDArray[np.uint8] = np.rint(np.clip(shown, 0.0, 1.0) * 255.0).astype(np.uint8)
-    return levels
-
-
-def _between_percentiles(image: NDArray[np.float32]) -> NDArray[np.float32]:
-    low, high = (float(value) for value in np.percentile(image, _VIEW_PERCENTILES))
-    width = high - low if high > low else 1.0
-    return (image - np.float32(low)) / np.float32(width)
 
 
 def _apply_modality(stored: NDArray[np.integer], layout: PixelLayout, dataset: Dataset) -> _Modality:
@@ -205,32 +176,6 @@ def _fill_padding(image: NDArray[np.float32], padding: NDArray[np.bool_] | None)
         raise NotMeasurable(Reason.UNREADABLE, "all pixels are padding: there is no picture")
     image[padding] = image[~padding].min()
     return (f"{100.0 * float(padding.mean()):.0f} % of the pixels are padding.",)
-
-
-def _apply_voi(image: NDArray[np.float32], layout: PixelLayout, dataset: Dataset) -> NDArray[np.float32]:
-    """Apply the first VOI LUT, else the first window, else one over the image's own percentiles; 0..1 where it does not clip."""
-    table = _first_table(dataset, "VOILUTSequence", layout.signed)
-    if table is not None:
-        low, high = float(table.entries.min()), float(table.entries.max())
-        return (table(image) - np.float32(low)) / np.float32(max(high - low, 1.0))
-    centres, widths = numbers(dataset, "WindowCenter"), numbers(dataset, "WindowWidth")
-    if not centres or not widths or widths[0] <= 0:
-        return _between_percentiles(image)
-    return _window(image, centres[0], widths[0], text(dataset, "VOILUTFunction").upper())
-
-
-def _window(image: NDArray[np.float32], centre: float, width: float, function: str) -> NDArray[np.float32]:
-    """Source: PS3.3 C.11.2.1.2.1 (LINEAR, the default), C.11.2.1.3.1 (SIGMOID), C.11.2.1.3.2 (LINEAR_EXACT)."""
-    offset = image - np.float32(centre)
-    if function == "SIGMOID":
-        exponent = np.clip(offset * np.float32(-4.0 / width), -80.0, 80.0)
-        sigmoid: NDArray[np.float32] = np.reciprocal(np.float32(1.0) + np.exp(exponent))
-        return sigmoid
-    if function == "LINEAR_EXACT":
-        return offset / np.float32(width) + np.float32(0.5)
-    if width <= 1.0:
-        return (offset > -0.5).astype(np.float32)
-    return (offset + np.float32(0.5)) / np.float32(width - 1.0) + np.float32(0.5)
 
 
 def _first_table(dataset: Dataset, sequence: str, signed: bool) -> LookupTable | None:

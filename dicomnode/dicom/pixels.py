@@ -3,13 +3,12 @@
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 
 from dicomnode.dicom.admission import ACCEPTED_SOP_CLASSES
-from dicomnode.dicom.attributes import age_years, calendar_date, items, number, numbers, text, values
-from dicomnode.dicom.decoding import LOSSY_TRANSFER_SYNTAXES, decode, pixel_layout
-from dicomnode.dicom.grayscale import as_displayed, attenuation, stretched
+from dicomnode.dicom.attributes import age_years, calendar_date, number, numbers, text, values
+from dicomnode.dicom.decoding import decode, lossy_compression, pixel_layout
+from dicomnode.dicom.grayscale import attenuation
 from dicomnode.dicom.reader import DEFAULT_LIMITS, EncodedObject, Limits, read_encoded
 from dicomnode.domain.measurement import Reason
 from dicomnode.domain.radiograph import AcquisitionGeometry, Patient, Radiograph, Sex, Side
@@ -56,30 +55,9 @@ def read_radiograph(path: Path, limits: Limits = DEFAULT_LIMITS) -> Radiograph:
         patient=_patient(dataset),
         sop_instance_uid=text(dataset, "SOPInstanceUID"),
         laterality_stated=_laterality(dataset),
-        body_part_stated=text(dataset, "BodyPartExamined"),
-        view_stated=_view(dataset),
-        bits_stored=layout.bits_stored,
-        lossy=_is_lossy(encoded),
+        lossy=lossy_compression(dataset, encoded.transfer_syntax_uid) is True,
         notes=(*encoded.notes, *decoding_notes, *grayscale_notes, *geometry_notes, *_orientation_notes(dataset)),
     )
-
-
-def read_display_image(path: Path, limits: Limits = DEFAULT_LIMITS) -> NDArray[np.uint8]:
-    """Read the image (rows, columns) as a viewer shows it first, VOI applied; 255 is white.
-
-    Raises:
-        NotMeasurable: as `read_radiograph`.
-        OSError: the file cannot be opened or read.
-    """
-    encoded = _read(path, limits)
-    layout = pixel_layout(encoded.dataset, limits)
-    stored, _ = decode(encoded, layout)
-    return as_displayed(stored, layout, encoded.dataset)
-
-
-def display_image(radiograph: Radiograph) -> NDArray[np.uint8]:
-    """Show a radiograph between its own percentiles, bone bright, where its file is no longer at hand."""
-    return stretched(radiograph.image)
 
 
 def _read(path: Path, limits: Limits) -> EncodedObject:
@@ -98,11 +76,6 @@ def _require_radiograph(dataset: Dataset) -> None:
         Reason.NOT_A_RADIOGRAPH,
         f"Modality is {modality[:16]!a}: expected a plain radiograph ({', '.join(sorted(_RADIOGRAPH_MODALITIES))})",
     )
-
-
-def _is_lossy(encoded: EncodedObject) -> bool:
-    stated = text(encoded.dataset, "LossyImageCompression")
-    return stated == "01" or (stated != "00" and encoded.transfer_syntax_uid in LOSSY_TRANSFER_SYNTAXES)
 
 
 def _geometry(dataset: Dataset) -> tuple[AcquisitionGeometry, tuple[str, ...]]:
@@ -186,14 +159,6 @@ def _laterality(dataset: Dataset) -> Side | None:
     """Image Laterality (0020,0062), else Laterality (0020,0060); None for both sides (B), unpaired (U) and silence."""
     stated = (text(dataset, "ImageLaterality") or text(dataset, "Laterality")).upper()
     return next((side for side in Side if side.value == stated), None)
-
-
-def _view(dataset: Dataset) -> str:
-    """View Position (0018,5101), else the meaning of View Code Sequence (0054,0220)."""
-    stated = text(dataset, "ViewPosition")
-    if stated:
-        return stated
-    return next((text(code, "CodeMeaning") for code in items(dataset, "ViewCodeSequence")), "")
 
 
 def _orientation_notes(dataset: Dataset) -> tuple[str, ...]:

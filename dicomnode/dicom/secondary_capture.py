@@ -14,9 +14,11 @@ from pydicom.sr.coding import Code
 from pydicom.uid import UID, ExplicitVRLittleEndian, SecondaryCaptureImageStorage
 
 from dicomnode.dicom import codes
+from dicomnode.dicom.attributes import text
+from dicomnode.dicom.decoding import LOSSY_METHOD, lossy_compression
 from dicomnode.dicom.equipment import Equipment
 from dicomnode.dicom.uids import IMPLEMENTATION_CLASS_UID, Kind, result_instance_uid, result_series_uid
-from dicomnode.domain.measurement import Measurement
+from dicomnode.domain.measurement import Measurement, Reason
 from dicomnode.domain.reporting import ReportSettings
 
 SERIES_NUMBER = 9802
@@ -105,12 +107,14 @@ def _series(capture: Dataset, measurement: Measurement, series_uid: str, now: da
     capture.SeriesDescription = SERIES_DESCRIPTION
     capture.SeriesDate, capture.SeriesTime = _date(now), _time(now)
     sides = {hip.side for hip in measurement.hips}
-    if len(sides) == 1:
-        capture.BodyPartExamined, capture.Laterality = "HIP", sides.pop().value
-    elif sides:
+    if len(sides) > 1:
         capture.BodyPartExamined = "PELVIS"  # with both hips; Laterality is for paired parts only
-    else:
-        capture.Laterality = None  # type 2C: what the image shows is not known
+        return
+    if sides:
+        capture.BodyPartExamined = "HIP"
+    # Type 2C. Empty, for not known, without a hip, and where header and picture contradict each other.
+    certain = {hip.side for hip in measurement.hips if hip.reason is not Reason.LATERALITY}
+    capture.Laterality = certain.pop().value if certain else None
 
 
 def _equipment(capture: Dataset, equipment: Equipment, now: datetime) -> None:
@@ -143,7 +147,7 @@ def _image(capture: Dataset, source: Dataset, settings: ReportSettings, now: dat
     capture.ImageType = ["DERIVED", "SECONDARY"]
     capture.DerivationDescription = DERIVATION_DESCRIPTION
     capture.SourceImageSequence = [_reference(source)]
-    capture.BurnedInAnnotation = _burned_in(source, settings)
+    _burned_in(capture, source, settings)
     _lossy(capture, source)
 
 
@@ -159,19 +163,31 @@ def _code_item(code: Code) -> Dataset:
     return Dataset(codes.concept(code))
 
 
-def _burned_in(source: Dataset, settings: ReportSettings) -> str:
-    """YES where the settings burn identification in, or where the radiograph that is shown says that it carries some itself."""
-    return "YES" if settings.burn_in_identification or source.get("BurnedInAnnotation") == "YES" else "NO"
+def _burned_in(capture: Dataset, source: Dataset, settings: ReportSettings) -> None:
+    """Say what is certain: YES where the settings burn identification in, else what the radiograph, which is shown, says of itself.
+
+    Absent where that says nothing: the picture "may or may not" hold some. Source: PS3.3 C.7.6.1, Burned In Annotation, type 3.
+    """
+    stated = text(source, "BurnedInAnnotation")
+    if settings.burn_in_identification:
+        capture.BurnedInAnnotation = "YES"
+    elif stated in ("YES", "NO"):
+        capture.BurnedInAnnotation = stated
 
 
 def _lossy(capture: Dataset, source: Dataset) -> None:
     """Once lossy, always lossy: what the source's compression took away is missing here too (PS3.3 C.7.6.1.1.5)."""
-    if source.get("LossyImageCompression") == "01":
-        for keyword in ("LossyImageCompression", "LossyImageCompressionRatio", "LossyImageCompressionMethod"):
+    transfer_syntax = text(getattr(source, "file_meta", Dataset()), "TransferSyntaxUID")
+    lossy = lossy_compression(source, transfer_syntax)
+    if lossy is None:
+        return
+    capture.LossyImageCompression = "01" if lossy else "00"
+    if lossy:
+        for keyword in ("LossyImageCompressionRatio", "LossyImageCompressionMethod"):
             if keyword in source:
                 capture[keyword] = source[keyword]
-    else:
-        capture.LossyImageCompression = "00"
+        if "LossyImageCompressionMethod" not in capture and transfer_syntax in LOSSY_METHOD:
+            capture.LossyImageCompressionMethod = LOSSY_METHOD[UID(transfer_syntax)]
 
 
 def _pixels(capture: Dataset, picture: NDArray[np.uint8]) -> None:

@@ -77,9 +77,6 @@ class Radiograph:
     sop_instance_uid: str
     laterality_stated: Side | None = None
     """Image Laterality or Laterality, where present. Tags cannot be trusted: used to check, not to decide."""
-    body_part_stated: str = ""
-    view_stated: str = ""
-    bits_stored: int = 0
     lossy: bool = False
     notes: tuple[str, ...] = ()
     """Sentences for the report on what had to be assumed in reading, e.g. a pixel spacing that is absent."""

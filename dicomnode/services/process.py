@@ -84,3 +84,16 @@ def _lock(descriptor: int, path: Path, wait_s: float) -> None:
                     f"{path.stem} runs already (process {pid}); stop it, or give it another name"
                 ) from error
             time.sleep(0.1)
+
+
+def holder(folder: Path, name: str) -> str | None:
+    """Give the number of the process that holds the lock of a role; None where nobody does."""
+    path = folder / f"{name}.lock"
+    try:
+        with path.open() as file:
+            fcntl.flock(file.fileno(), fcntl.LOCK_SH | fcntl.LOCK_NB)  # freed again with the file
+    except FileNotFoundError:
+        return None
+    except BlockingIOError:
+        return path.read_text().strip() or "unknown"
+    return None

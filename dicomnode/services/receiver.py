@@ -92,7 +92,7 @@ class Receiver:
         self._peers = peers
         self._spool = spool
         self._enqueue = enqueue
-        self._callers: dict[str, Ae] | None = None
+        self._listed: dict[str, Ae] | None = None
         self._server: BoundedServer | None = None
 
     @property
@@ -167,23 +167,30 @@ class Receiver:
         if self._settings.require_called_ae_title and primitive.called_ae_title != self._settings.ae_title:
             words = f"called AE title is not ours ({self._settings.ae_title})"
             return (REJECTED_PERMANENT, BY_USER, CALLED_UNKNOWN), words
-        if not self._settings.allow_unlisted_callers and not self._is_listed(association):
-            return (REJECTED_PERMANENT, BY_USER, CALLING_UNKNOWN), "calling AE is not listed; dicomnode ae add"
+        unknown = None if self._settings.allow_unlisted_callers else self._why_not_a_caller(association)
+        if unknown is not None:
+            return (REJECTED_PERMANENT, BY_USER, CALLING_UNKNOWN), unknown
         established = sum(other.is_established for other in association.ae.active_associations)
         if established >= self._settings.maximum_associations:
             return (REJECTED_TRANSIENT, BY_PRESENTATION, LOCAL_LIMIT), "too many associations"
         return None
 
-    def _is_listed(self, association: Association) -> bool:
+    def _why_not_a_caller(self, association: Association) -> str | None:
         """Ask the ledger each time, so that a change counts at once; without a database the last known list holds."""
         try:
-            self._callers = {peer.ae_title: peer for peer in self._peers.all() if peer.may_send}
+            self._listed = {peer.ae_title: peer for peer in self._peers.all()}
         except LedgerUnavailable:
-            if self._callers is None:
+            if self._listed is None:
                 raise
         primitive: Any = association.requestor.primitive
-        caller = self._callers.get(primitive.calling_ae_title)
-        return caller is not None and caller.calls_from in ("", address(association))
+        listed = self._listed.get(primitive.calling_ae_title)
+        if listed is None:
+            return "calling AE is not listed; dicomnode ae add"
+        if not listed.may_send:
+            return "calling AE is listed, but may not send; dicomnode ae change --may-send"
+        if listed.calls_from not in ("", address(association)):
+            return f"calling AE may call from {listed.calls_from} only; dicomnode ae change --calls-from"
+        return None
 
     def _echo(self, event: Event) -> int:
         return DimseStatus.SUCCESS

@@ -1,7 +1,8 @@
 """The last look before sending: does the result speak of the patient, the study and the side of the stored radiograph?
 
 A result under another patient's name is the worst that a node can do. Every object was made from its source with care; this check
-does not trust that, nor the ledger's row: it reads both files again.
+does not trust that, nor the ledger's row: it reads both files again. The source is read as the encoder reads it: a Patient ID whose
+character set the modality did not declare is the same ID in the result, in other bytes.
 """
 
 from collections.abc import Iterator
@@ -9,6 +10,7 @@ from collections.abc import Iterator
 from pydicom.dataset import Dataset
 
 from dicomnode.dicom.attributes import text
+from dicomnode.dicom.normalise import normalise_source
 from dicomnode.errors import PermanentFailure
 
 SIDES = ("R", "L")
@@ -18,23 +20,26 @@ SIDE_OF_CODE = {"24028007": "R", "7771000": "L"}
 """SCT Right, Left. Source: PS3.16 CID 244."""
 
 
-def require_same_examination(source: Dataset, made: Dataset) -> None:
+def require_same_examination(source: Dataset, made: Dataset, undeclared_character_set: str = "ISO_IR 100") -> None:
     """Compare a result with its source.
 
     Args:
-        source: header of the stored radiograph.
+        source: header of the stored radiograph, as it came.
         made: the object that is about to be sent.
+        undeclared_character_set: as for `normalise_source`.
 
     Raises:
         PermanentFailure: patient ID, study or side differ; the message names what, without the values.
+        CannotUnderstand: the stored radiograph is one that nothing can refer to.
     """
+    clean = normalise_source(source, undeclared_character_set)
     for keyword, words in (
         ("PatientID", "Patient ID (0010,0020)"),
         ("StudyInstanceUID", "Study Instance UID (0020,000D)"),
     ):
-        if text(source, keyword) != text(made, keyword):
+        if text(clean, keyword) != text(made, keyword):
             raise PermanentFailure(f"{words} differs from that of the stored radiograph; not sent")
-    stated = stated_side(source)
+    stated = stated_side(clean)
     reported = {side for side in (stated_side(made),) if side} | set(measured_sides(made))
     if stated and reported - {stated}:
         raise PermanentFailure("side differs from the Laterality of the stored radiograph; not sent")

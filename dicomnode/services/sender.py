@@ -17,11 +17,13 @@ from io import BytesIO
 
 from pydicom import dcmread
 from pydicom.dataset import Dataset
+from pydicom.tag import BaseTag
 from pydicom.uid import UID, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 from pynetdicom import _config, evt
 from pynetdicom.association import Association
 
-from dicomnode.dicom.reader import read_encoded
+from dicomnode.dicom.attributes import text, values
+from dicomnode.dicom.reader import DEFAULT_LIMITS, Limits, read_encoded
 from dicomnode.dicom.status import Outcome, classify
 from dicomnode.errors import DicomNodeError, LedgerUnavailable, PermanentFailure
 from dicomnode.logline import line
@@ -40,6 +42,7 @@ _config.LOG_HANDLER_LEVEL = "none"
 
 TRANSFER_SYNTAXES = [ExplicitVRLittleEndian, ImplicitVRLittleEndian]
 """Proposed for every object. Every acceptor takes the second one (PS3.5 Section 10.1)."""
+MOST_OFFENDING_ELEMENTS = 8
 
 
 @dataclass(frozen=True)
@@ -62,6 +65,10 @@ class SenderSettings:
     objects_per_association: int = 50
     destinations_at_once: int = 8
     poll_interval_s: float = 0.2
+    limits: Limits = DEFAULT_LIMITS
+    """Those under which radiographs were received."""
+    undeclared_character_set: str = "ISO_IR 100"
+    """As in the reports, so that a result can be compared with its radiograph."""
 
     @property
     def lease(self) -> timedelta:
@@ -162,8 +169,12 @@ class Sender:
         try:
             content = self._spool.read(due.object.spool_path, due.object.sha256)
             made = dcmread(BytesIO(content))
-            source = read_encoded(self._spool.absolute(due.source_spool_path)).dataset
-            require_same_examination(source, made)
+            if self._spool.dataset_digest(due.source_spool_path)[0] != due.source_sha256:
+                raise PermanentFailure(
+                    "the stored radiograph has changed in the spool: its SHA-256 is another; not sent"
+                )
+            source = read_encoded(self._spool.absolute(due.source_spool_path), self._settings.limits).dataset
+            require_same_examination(source, made, self._settings.undeclared_character_set)
             if made.SOPInstanceUID != due.object.sop_instance_uid:
                 raise PermanentFailure("the file in the spool holds another SOP Instance UID than the ledger")
         except (DicomNodeError, FileNotFoundError) as error:
@@ -228,45 +239,47 @@ class Sender:
 
     def _send(self, association: Association, due: Due, made: Dataset) -> None:
         try:
-            status = self._store(association, made)
+            answer = self._store(association, made)
         except (ValueError, AttributeError) as error:
             LOGGER.exception(line("object cannot be encoded", delivery=due.delivery.id))
             self._hold(due, None, f"object cannot be encoded for the destination: {type(error).__name__}")
             return
-        self._record(due, status)
+        self._record(due, answer)
 
-    def _store(self, association: Association, made: Dataset) -> int | None:
-        """Send one C-STORE; give the status of the answer, None where there was none."""
+    def _store(self, association: Association, made: Dataset) -> Dataset:
+        """Send one C-STORE; give the answer, without a status where there was none."""
         try:
-            answer = association.send_c_store(made)
+            return association.send_c_store(made)
         except RuntimeError:  # the association ended between our look and the request
-            return None
-        status = answer.get("Status")
-        return int(status) if status is not None else None
+            return Dataset()
 
     # -- outcome ------------------------------------------------------------------------------------------------
 
-    def _record(self, due: Due, status: int | None) -> None:
-        if status is None:
+    def _record(self, due: Due, answer: Dataset) -> None:
+        if "Status" not in answer:
             self._fail(due, None, "no answer to the C-STORE: association aborted, or time-out")
             return
+        status, explanation = int(answer.Status), own_words(answer)
         outcome = classify(status)
         if outcome is Outcome.DELIVERED:
-            self._outbox.delivered(due.delivery.id, status)
+            self._outbox.delivered(due.delivery.id, status, explanation)
             _tell(logging.INFO, "delivered", due, status, "")
         elif outcome is Outcome.TRANSIENT:
-            self._fail(due, status, "destination is out of resources")
+            self._fail(due, status, "destination is out of resources", explanation)
         else:
-            self._hold(due, status, "destination refuses the object")
+            self._hold(due, status, "destination refuses the object", explanation)
 
-    def _fail(self, due: Due, status: int | None, reason: str) -> float:
+    def _fail(self, due: Due, status: int | None, reason: str, explanation: str = "") -> float:
         """Record a transient failure; give the seconds until the next attempt."""
         delay_s = self.delay_s(due.delivery.attempts)
         age = self._now() - due.delivery.since
         if age.total_seconds() + delay_s > self._settings.maximum_age_s:
-            self._hold(due, status, f"not delivered for {age.total_seconds() / 3600:.1f} h; last: {reason}")
+            self._hold(
+                due, status, f"not delivered for {age.total_seconds() / 3600:.1f} h; last: {reason}", explanation
+            )
             return delay_s
-        self._outbox.failed(due.delivery.id, status, reason, self._now() + timedelta(seconds=delay_s))
+        next_attempt_at = self._now() + timedelta(seconds=delay_s)
+        self._outbox.failed(due.delivery.id, status, _joined(reason, explanation), next_attempt_at)
         _tell(logging.WARNING, "delivery postponed", due, status, reason)
         return delay_s
 
@@ -275,8 +288,8 @@ class Sender:
         doubled = self._settings.first_delay_s * 2.0 ** min(attempts - 1, 32)
         return min(doubled, self._settings.longest_delay_s) * self._jitter()
 
-    def _hold(self, due: Due, status: int | None, reason: str) -> None:
-        self._outbox.held(due.delivery.id, status, reason)
+    def _hold(self, due: Due, status: int | None, reason: str, explanation: str = "") -> None:
+        self._outbox.held(due.delivery.id, status, _joined(reason, explanation))
         _tell(logging.ERROR, "delivery held", due, status, reason)
 
 
@@ -299,6 +312,20 @@ def failure(association: Association, peer: Ae, connected: bool) -> str:
 def no_context(sop_class_uid: str) -> str:
     """Word that the destination does not take a SOP class in any transfer syntax of ours."""
     return f"destination accepts no presentation context for {UID(sop_class_uid).name}; enable it there, then retry"
+
+
+def own_words(answer: Dataset) -> str:
+    """Word what the destination says of its status, for the ledger alone: a peer's text may name a patient.
+
+    Source: PS3.7 C.4, Error Comment (0000,0902) and Offending Element (0000,0901).
+    """
+    comment = "".join(character for character in text(answer, "ErrorComment") if character.isprintable())
+    elements = ", ".join(str(BaseTag(tag)) for tag in values(answer, "OffendingElement")[:MOST_OFFENDING_ELEMENTS])
+    return "; ".join(words for words in (comment, elements and f"offending {elements}") if words)
+
+
+def _joined(reason: str, explanation: str) -> str:
+    return f"{reason}: {explanation}" if explanation else reason
 
 
 def _tell(level: int, event: str, due: Due, status: int | None, reason: str) -> None:

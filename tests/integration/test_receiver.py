@@ -1,7 +1,7 @@
 """The Storage SCP against real peers: pynetdicom and DCMTK as modalities, and strangers who send what no modality would."""
 
 import hashlib
-import logging
+import io
 import select
 import socket
 import struct
@@ -30,7 +30,7 @@ from dicomnode.services.receiver import Receiver, ReceiverSettings, _response
 from dicomnode.storage import database
 from dicomnode.storage.ledger import Ledger
 from dicomnode.storage.peers import Peers
-from dicomnode.storage.rows import NewAe
+from dicomnode.storage.rows import NewAe, NewInstance
 from dicomnode.storage.spool import Spool
 from tests.node_kit import eventually, radiograph, recorded_file_calls, send
 
@@ -198,12 +198,17 @@ def test_every_accepted_class_and_encoding_is_negotiated_and_no_other(desk: Desk
     assert accepted == expected
 
 
-def test_nothing_of_a_patient_is_logged(desk: Desk, caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level(logging.DEBUG, logger="dicomnode")
+def test_nothing_of_a_patient_is_logged(desk: Desk, log: io.StringIO, monkeypatch: pytest.MonkeyPatch) -> None:
     send(desk.port, [radiograph(1, patient_id="SECRET-ID"), radiograph(1, patient_id="OTHER-SECRET")])
-    dicomnode = [record.getMessage() for record in caplog.records if record.name.startswith("dicomnode")]
-    assert dicomnode
-    assert not any(word in message for message in dicomnode for word in ("SECRET", "Test^Radiograph"))
+
+    def fail(new: NewInstance, enqueue: object) -> None:
+        raise ValueError(f"{new.sop_instance_uid} of SECRET^PATIENT")
+
+    monkeypatch.setattr(desk.ledger, "register", fail)
+    assert send(desk.port, [radiograph(2, patient_id="SECRET-ID")]) == [0x0110]
+    told = log.getvalue()
+    assert all(event in told for event in (" stored ", "conflicting content kept", "store failed", "ValueError ("))
+    assert not any(word in told for word in ("SECRET", "Test^Radiograph"))
 
 
 def test_dcmtk_as_a_modality_is_served(desk: Desk, dcmtk: Path, tmp_path: Path) -> None:
@@ -283,6 +288,26 @@ def test_a_caller_may_be_bound_to_its_address(desk: Desk) -> None:
     desk.peers.add(NewAe(ae_title="HERE", may_send=True, calls_from="127.0.0.1"))
     assert send(desk.port, [radiograph(1)], calling="ELSEWHERE") == [None]
     assert send(desk.port, [radiograph(1)], calling="HERE") == [0x0000]
+
+
+@pytest.mark.parametrize(
+    ("caller", "words"),
+    [
+        (None, "is not listed; dicomnode ae add"),
+        (NewAe(ae_title="CALLER", receives_results=True, host="192.0.2.1", port=104), "is listed, but may not send"),
+        (NewAe(ae_title="CALLER", may_send=True, calls_from="192.0.2.77"), "may call from 192.0.2.77 only"),
+    ],
+)
+def test_a_rejected_caller_is_told_apart_in_the_log(
+    desk: Desk, log: io.StringIO, caller: NewAe | None, words: str
+) -> None:
+    if caller is not None:
+        desk.peers.add(caller)
+    assert send(desk.port, [radiograph(1)], calling="CALLER") == [None]
+    (rejection,) = [line for line in log.getvalue().splitlines() if "association rejected" in line]
+    assert words in rejection
+    assert "calling=CALLER" in rejection
+    assert "peer=127.0.0.1" in rejection
 
 
 def test_an_empty_list_of_callers_lets_nobody_in(desk: Desk) -> None:

@@ -1,5 +1,6 @@
 """The sender against archives that follow a script: what is delivered, what is tried again, what waits for a person."""
 
+import io
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
@@ -13,6 +14,7 @@ from pydicom.dataset import Dataset
 from pydicom.uid import ComprehensiveSRStorage, ImplicitVRLittleEndian, SecondaryCaptureImageStorage
 from sqlalchemy import Engine
 
+from dicomnode.dicom.reader import Limits
 from dicomnode.services.receiver import file_head
 from dicomnode.services.sender import Sender, SenderSettings
 from dicomnode.storage import database
@@ -163,6 +165,31 @@ def test_a_refusal_waits_for_a_person_who_can_retry_it(office: PostOffice, archi
     office.ledger.retry(1, lambda session, instance_id, run: None)
     office.deliver()
     assert office.states() == [DeliveryState.DELIVERED] * 2
+
+
+@pytest.mark.parametrize(
+    ("status", "state", "reason"),
+    [
+        (0xA900, DeliveryState.HELD, "destination refuses the object: "),
+        (0xA700, DeliveryState.PENDING, "destination is out of resources: "),
+        (0xB000, DeliveryState.DELIVERED, ""),
+    ],
+)
+def test_what_the_archive_says_of_its_status_is_kept_in_the_ledger_and_not_logged(
+    office: PostOffice, archive: Archive, log: io.StringIO, status: int, state: DeliveryState, reason: str
+) -> None:
+    answer = Dataset()
+    answer.Status = status
+    answer.ErrorComment = "Patient TEST-1 is locked"
+    answer.OffendingElement = [0x00100020, 0x0020000D]
+    archive.answer = lambda archive, stored: answer
+    office.destination(archive.port)
+    office.post()
+    office.deliver()
+    assert office.delivery().state is state
+    assert office.delivery().detail == f"{reason}Patient TEST-1 is locked; offending (0010,0020), (0020,000D)"
+    assert office.history()[0].detail == office.delivery().detail
+    assert "is locked" not in log.getvalue()
 
 
 def test_what_arrives_is_what_was_made_under_the_same_uid(office: PostOffice, archive: Archive) -> None:
@@ -385,6 +412,43 @@ def test_without_its_radiograph_a_result_does_not_go_out(office: PostOffice, arc
     office.deliver()
     assert archive.received == []
     assert office.states() == [DeliveryState.HELD] * 2
+
+
+def test_a_result_of_a_radiograph_that_the_disk_has_changed_does_not_go_out(
+    office: PostOffice, archive: Archive
+) -> None:
+    office.destination(archive.port)
+    office.post()
+    path = office.spool.absolute(office.ledger.instance(1).spool_path)
+    path.write_bytes(path.read_bytes()[:-1] + b"\xff")
+    office.deliver()
+    assert archive.received == []
+    assert office.states() == [DeliveryState.HELD] * 2
+    assert "radiograph has changed in the spool" in office.delivery().detail
+
+
+def test_radiographs_are_read_under_the_limits_that_the_sender_is_given(office: PostOffice, archive: Archive) -> None:
+    office.destination(archive.port)
+    office.post()
+    strict = replace(SETTINGS, limits=Limits(max_object_bytes=1000))
+    Sender(strict, office.outbox, office.peers, office.spool, office.clock).serve_destination("ARCHIVE")
+    assert office.states() == [DeliveryState.HELD] * 2
+    assert "at most 1000" in office.delivery().detail
+
+
+def test_the_words_of_an_encoding_error_are_not_logged(
+    office: PostOffice, archive: Archive, log: io.StringIO, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def store(*_: object) -> None:
+        raise ValueError("SECRET^PATIENT does not fit")
+
+    monkeypatch.setattr(office.sender, "_store", store)
+    office.destination(archive.port)
+    office.post()
+    office.deliver()
+    assert office.states() == [DeliveryState.HELD] * 2
+    assert "object cannot be encoded" in log.getvalue()
+    assert not any(word in log.getvalue() for word in ("SECRET", "TEST-1", "Test^Radiograph"))
 
 
 def test_the_lease_outlasts_the_longest_association() -> None:

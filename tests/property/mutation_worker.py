@@ -22,7 +22,7 @@ from typing import IO
 from dicomnode.dicom.admission import admit
 from dicomnode.dicom.attributes import text
 from dicomnode.dicom.normalise import normalise
-from dicomnode.dicom.pixels import read_display_image, read_radiograph
+from dicomnode.dicom.pixels import read_radiograph
 from dicomnode.dicom.reader import read_encoded
 from dicomnode.errors import NotMeasurable, Refused
 
@@ -173,10 +173,6 @@ def read(path: Path) -> tuple[str, str, str]:
         reading = "radiograph"
     except NotMeasurable as refusal:
         reading = str(refusal.reason)
-    try:
-        read_display_image(path)
-    except NotMeasurable:
-        assert reading != "radiograph"
     try:
         normalise(read_encoded(path).dataset)
         normalised = "normalised"

@@ -1,14 +1,17 @@
 """The composition root: first start, identities, and what is handed to whom."""
 
+import threading
 from pathlib import Path
 
 import pytest
+from sqlalchemy import create_engine
 
 from dicomnode.bootstrap import PROGRAMS, Composition, executor_id, new_ae, open_peers, prepare, write_configuration
 from dicomnode.config import ApplicationEntity, load_configuration
 from dicomnode.domain.measurement import Estimate, Region
 from dicomnode.domain.radiograph import Patient, Sex
 from dicomnode.errors import BundleError, ConfigurationError
+from dicomnode.services import sender
 from tests.tiny_bundle import write_tiny_bundle
 
 
@@ -56,6 +59,19 @@ def test_the_written_configuration_is_valid(tmp_path: Path) -> None:
 
 def test_the_node_has_three_programs() -> None:
     assert list(PROGRAMS) == ["receiver", "worker", "sender"]
+
+
+def test_the_sender_reads_radiographs_as_they_were_received_and_reported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[sender.SenderSettings] = []
+    monkeypatch.setattr(sender, "serve", lambda settings, *_: given.append(settings))
+    chosen = [f"node.data_folder={tmp_path}", "receiver.maximum_object_bytes=400000000"]
+    configuration = load_configuration(overrides=[*chosen, "report.undeclared_character_set=ISO_IR 13"])
+    PROGRAMS["sender"](configuration, create_engine("sqlite://"), threading.Event())
+    (settings,) = given
+    assert settings.limits.max_object_bytes == 400_000_000
+    assert settings.undeclared_character_set == "ISO_IR 13"
 
 
 def test_a_simulation_trained_model_puts_its_proviso_beside_every_score(tmp_path: Path) -> None:

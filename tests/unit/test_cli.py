@@ -3,6 +3,7 @@
 import logging
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,6 +21,7 @@ Run = Callable[..., tuple[int, str, str]]
 @pytest.fixture
 def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Run]:
     """Run the command line in this process; gives (exit code, stdout, stderr)."""
+    monkeypatch.setattr(threading, "excepthook", threading.excepthook)  # given back afterwards
     levels = {name: logging.getLogger(name).level for name in ("", "pynetdicom")}
 
     def call(*arguments: str | Path) -> tuple[int, str, str]:

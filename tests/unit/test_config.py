@@ -9,12 +9,15 @@ import pytest
 
 from dicomnode.clinical.scores import Criteria
 from dicomnode.config import (
+    LONGEST_LIMITATION,
     SHIPPED_FOLDER,
+    ApplicationEntity,
     Device,
     Language,
     NodeSettings,
     Settings,
     ae_title_rule,
+    check_entity,
     load_application_entities,
     load_configuration,
 )
@@ -205,3 +208,22 @@ def test_a_reference_population_of_the_site_replaces_the_shipped_one_and_changes
     configuration = load_configuration(write(tmp_path))
     assert configuration.population.young_adult["total_hip"].mean_g_cm2 == 0.952  # type: ignore[index]
     assert configuration.digest != load_configuration().digest
+
+
+def test_a_limitation_that_the_overlay_cannot_hold_is_refused_with_what_it_can() -> None:
+    longest = "x" * LONGEST_LIMITATION
+    assert load_configuration(overrides=[f"report.limitation={longest}"]).settings.report.limitation == longest
+    with pytest.raises(ConfigurationError, match="at most 600 characters, found 601"):
+        load_configuration(overrides=[f"report.limitation={longest}x"])
+
+
+@pytest.mark.parametrize("address", ["xray1.hospital.example", "192.0.2.07", "192.0.2.0/24", "2001:DB8::1"])
+def test_an_address_that_no_caller_could_match_is_refused(address: str) -> None:
+    entity = ApplicationEntity("XRAY1", may_send=True, calls_from=address)
+    with pytest.raises(ConfigurationError, match="expected an IP address"):
+        check_entity(entity, "ae.toml")
+
+
+@pytest.mark.parametrize("address", ["", "192.0.2.7", "2001:db8::1"])
+def test_an_ip_address_to_call_from_is_taken(address: str) -> None:
+    check_entity(ApplicationEntity("XRAY1", may_send=True, calls_from=address), "ae.toml")

@@ -1,5 +1,6 @@
 """`dicomnode check`: each fault that an administrator can mend is seen and comes with its advice."""
 
+import os
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,7 +13,9 @@ from pynetdicom.sop_class import Verification  # type: ignore[attr-defined]
 from dicomnode import demo
 from dicomnode.bootstrap import new_ae, open_peers, prepare
 from dicomnode.config import ApplicationEntity, Configuration, load_configuration
+from dicomnode.dicom.overlay import style
 from dicomnode.doctor import Finding, Verdict, examine, examine_destination
+from dicomnode.services import process
 from dicomnode.storage.rows import Ae
 from tests.tiny_bundle import write_tiny_bundle
 
@@ -62,6 +65,7 @@ def test_a_sound_node_has_no_fault_and_is_told_what_is_still_missing(configurati
     found = look(configuration)
     assert {finding.verdict for finding in found.values()} == {Verdict.GOOD, Verdict.WARNING}
     assert [name for name, finding in found.items() if finding.verdict is Verdict.WARNING] == [
+        "configuration",  # no shipped reference was compared with the table of its article yet
         "senders",
         "destinations",
     ]
@@ -85,6 +89,21 @@ def test_a_reference_that_was_not_verified_is_told(configuration: Configuration)
     assert "not verified" in finding.seen
 
 
+@pytest.mark.parametrize("override", ["report.language=ja", "report.limitation=診断に用いない。"])
+def test_a_machine_without_a_japanese_font_is_told_where_one_is_needed(
+    configuration: Configuration, monkeypatch: pytest.MonkeyPatch, override: str
+) -> None:
+    monkeypatch.setattr(style, "JAPANESE_FONTS", ())
+    style.font_family.cache_clear()
+    try:
+        assert look(configuration)["overlay font"].verdict is Verdict.GOOD
+        finding = look(changed(configuration, override))["overlay font"]
+    finally:
+        style.font_family.cache_clear()
+    assert finding.verdict is Verdict.WARNING
+    assert "fonts-noto-cjk" in finding.advice
+
+
 def test_a_port_that_another_program_holds_is_a_fault(configuration: Configuration) -> None:
     with socket.socket() as other:
         other.bind(("127.0.0.1", configuration.settings.node.port))
@@ -94,11 +113,38 @@ def test_a_port_that_another_program_holds_is_a_fault(configuration: Configurati
     assert "another program" in finding.seen
 
 
-def test_a_port_that_answers_a_c_echo_is_our_running_node(configuration: Configuration) -> None:
-    with echo_only(configuration.settings.node.port):
+def test_a_port_that_our_running_receiver_holds_is_good(configuration: Configuration) -> None:
+    node = configuration.settings.node
+    with process.single(node.data_folder, "receiver"), echo_only(node.port):
         finding = look(configuration)["port"]
     assert finding.verdict is Verdict.GOOD
-    assert "answers C-ECHO" in finding.seen
+    assert f"process {os.getpid()}) and answers C-ECHO" in finding.seen
+
+
+@pytest.mark.parametrize("called_titles", [True, False])
+def test_another_dicom_program_on_our_port_is_not_taken_for_our_node(
+    configuration: Configuration, called_titles: bool
+) -> None:
+    other = AE(ae_title="OTHER")
+    other.require_called_aet = called_titles  # rejects us, or answers our C-ECHO
+    other.add_supported_context(Verification)
+    server = other.start_server(("127.0.0.1", configuration.settings.node.port), block=False)
+    assert server is not None
+    try:
+        finding = look(configuration)["port"]
+    finally:
+        server.shutdown()
+    assert finding.verdict is Verdict.FAULT
+    assert "another program" in finding.seen
+
+
+def test_a_receiver_that_does_not_answer_on_our_port_is_a_fault(configuration: Configuration) -> None:
+    node = configuration.settings.node
+    with process.single(node.data_folder, "receiver"), socket.socket() as other:
+        other.bind(("127.0.0.1", node.port))  # and does not listen
+        finding = look(configuration)["port"]
+    assert finding.verdict is Verdict.FAULT
+    assert "does not answer" in finding.seen
 
 
 def test_an_address_that_is_not_of_this_machine_is_a_fault(configuration: Configuration) -> None:

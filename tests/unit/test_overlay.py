@@ -9,10 +9,13 @@ import pytest
 from matplotlib.colors import to_rgb
 from numpy.typing import NDArray
 
+from dicomnode.clinical.reference import load_populations
+from dicomnode.clinical.scores import Criteria, References
+from dicomnode.config import LONGEST_LIMITATION, SHIPPED_FOLDER
 from dicomnode.dicom.overlay import HEIGHT_PX, WIDTH_PX, render_overlay, window_for_display
 from dicomnode.dicom.overlay.chart import draw_chart
 from dicomnode.dicom.overlay.maps import MAGNIFIED, coloured, full_scale_g_cm2, magnified_hip
-from dicomnode.dicom.overlay.page import _language
+from dicomnode.dicom.overlay.page import FOOT_TOP_PX, HIGHEST_FOOT_TOP_PX, _draw_foot, _language, _remarks
 from dicomnode.dicom.overlay.radiograph import notice_of_hip, notice_of_image
 from dicomnode.dicom.overlay.style import (
     CLASS_COLOUR,
@@ -332,6 +335,66 @@ def test_a_paragraph_too_long_ends_in_an_ellipsis_within_its_lines() -> None:
     assert sheet.ground.paragraph(0, 0, "word", 150, 10, most_lines=2) == pytest.approx(14.0)
 
 
+def shipped_remarks(population: str, criteria: Criteria) -> str:
+    """What stands below the limitation when every proviso of a shipped population holds."""
+    references = References(load_populations(SHIPPED_FOLDER / "reference")[population], criteria)
+    hips = tuple(
+        replace(
+            hip,
+            regions=tuple(
+                replace(
+                    region,
+                    assessment=references.assess(
+                        region.region, Estimate(0.70, 0.58, 0.82), PATIENT, on_dxa_scale=False
+                    ),
+                )
+                for region in hip.regions
+            ),
+        )
+        for hip in both_hips().hips
+    )
+    assumed = (
+        "Magnification is not stated in the header; 1.15 was assumed, so area and mineral content are approximate."
+    )
+    return " ".join(_remarks(replace(both_hips(), hips=hips, notes=(assumed,)), REFERENCES, wording("en")))
+
+
+def foot(limitation: str, remarks: str, family: str = LATIN_FONT) -> tuple[float, list[str]]:
+    """Draw a foot alone; give where it begins, and the lines on it, after checking that they lie on the page."""
+    sheet = Sheet(WIDTH_PX, HEIGHT_PX, family)
+    top = _draw_foot(sheet, limitation, remarks)
+    written = sheet.ground._axes.texts
+    assert all(top < text.get_position()[1] < HEIGHT_PX - 14 for text in written)
+    return top, [text.get_text() for text in written]
+
+
+@pytest.mark.parametrize(
+    ("population", "criteria"), [("nhanes3", Criteria.ISCD_2023), ("japan2012", Criteria.JAPAN_2012)]
+)
+def test_the_longest_limitation_and_the_shipped_provisos_are_written_whole(population: str, criteria: Criteria) -> None:
+    remarks = shipped_remarks(population, criteria)
+    for limitation in (wording("en").limitation, ("must not be used for diagnosis; " * 19)[:600], "WW " * 200):
+        top, lines = foot(limitation.strip(), remarks)
+        assert " ".join(lines) == f"{limitation.strip()} {remarks}"
+        assert HIGHEST_FOOT_TOP_PX <= top <= FOOT_TOP_PX
+
+
+@pytest.mark.skipif(font_family("ja") is None, reason="no Japanese font is installed (Debian package fonts-noto-cjk)")
+def test_the_longest_japanese_limitation_and_the_shipped_provisos_are_written_whole() -> None:
+    remarks = shipped_remarks("japan2012", Criteria.JAPAN_2012)
+    top, lines = foot("骨" * LONGEST_LIMITATION, remarks, font_family("ja") or "")
+    assert "".join(lines).replace(" ", "") == "骨" * LONGEST_LIMITATION + remarks.replace(" ", "")
+    assert top >= HIGHEST_FOOT_TOP_PX
+
+
+def test_a_short_foot_keeps_its_place_and_remarks_without_end_are_cut_visibly() -> None:
+    assert foot("Short.", "")[0] == FOOT_TOP_PX
+    top, lines = foot("Short.", "another remark " * 400)
+    assert top == HIGHEST_FOOT_TOP_PX
+    assert lines[0] == "Short."
+    assert lines[-1].endswith("…")
+
+
 def test_a_line_too_long_ends_in_an_ellipsis() -> None:
     face = Sheet(100, 100, LATIN_FONT).typeface
     assert face.shortened("short", 200, 12) == "short"
@@ -354,6 +417,17 @@ def test_a_language_without_a_font_falls_back_to_english() -> None:
     assert (
         _language(replace(japanese, limitation="日本語"), font_of=lambda language: None)[2] == wording("en").limitation
     )
+    accents = replace(japanese, limitation="Ne remplace pas une densitométrie.")
+    assert _language(accents, font_of=lambda language: None)[2] == accents.limitation
+
+
+def test_a_japanese_sentence_on_an_english_page_is_written_in_a_japanese_font() -> None:
+    def font_of(language: str) -> str:
+        return {"ja": "A Japanese Font"}.get(language, LATIN_FONT)
+
+    family, words, limitation = _language(ReportSettings(limitation="日本語"), font_of)
+    assert (family, words.language, limitation) == ("A Japanese Font", "en", "日本語")
+    assert _language(ReportSettings(), font_of)[0] == LATIN_FONT
 
 
 @pytest.mark.skipif(font_family("ja") is None, reason="no Japanese font is installed (Debian package fonts-noto-cjk)")

@@ -10,12 +10,20 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 from pydicom import dcmread
-from pydicom.dataset import Dataset
-from pydicom.uid import SecondaryCaptureImageStorage
+from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.uid import (
+    JPEG2000,
+    ExplicitVRLittleEndian,
+    JPEG2000Lossless,
+    JPEGBaseline8Bit,
+    JPEGExtended12Bit,
+    JPEGLSNearLossless,
+    SecondaryCaptureImageStorage,
+)
 
 from dicomnode.dicom.equipment import Equipment
 from dicomnode.dicom.secondary_capture import TYPE_2, build_secondary_capture, identification_line
-from dicomnode.domain.measurement import Measurement
+from dicomnode.domain.measurement import HipMeasurement, Measurement, Reason, Status
 from dicomnode.domain.reporting import ReportSettings
 from tests.synthetic_hips import (
     CASES,
@@ -110,6 +118,14 @@ def test_a_single_hip_has_its_side_and_two_are_a_pelvis() -> None:
     assert not none.Laterality
 
 
+def test_a_side_that_header_and_picture_dispute_is_not_claimed() -> None:
+    [hip] = neck_only().hips
+    disputed = HipMeasurement(hip.side, Status.NOT_MEASURABLE, Reason.LATERALITY, "header and picture differ")
+    result = capture(replace(neck_only(), status=Status.NOT_MEASURABLE, hips=(disputed,)))
+    assert result.BodyPartExamined == "HIP"
+    assert "Laterality" in result and not result.Laterality
+
+
 def test_equipment_is_stated_and_what_is_empty_left_out() -> None:
     result, bare = capture(both_hips()), capture(both_hips(), equipment=Equipment())
     assert (result.DeviceSerialNumber, result.StationName, result.InstitutionName) == ("7", "XRAY1", "Clinic")
@@ -128,12 +144,42 @@ def test_every_time_is_the_one_that_was_given() -> None:
         assert result[keyword].value == "102030"
 
 
-def test_burned_in_annotation_follows_the_setting_and_the_source() -> None:
-    annotated = source_dataset()
-    annotated.BurnedInAnnotation = "YES"
-    assert capture(both_hips()).BurnedInAnnotation == "NO"
-    assert capture(both_hips(), settings=ReportSettings(burn_in_identification=True)).BurnedInAnnotation == "YES"
-    assert capture(both_hips(), source=annotated).BurnedInAnnotation == "YES"
+@pytest.mark.parametrize(("stated", "told"), [("YES", "YES"), ("NO", "NO"), ("", None), (None, None)])
+def test_burned_in_annotation_is_claimed_only_where_it_is_known(stated: str | None, told: str | None) -> None:
+    source = source_dataset()
+    del source.BurnedInAnnotation
+    if stated is not None:
+        source.BurnedInAnnotation = stated
+    assert capture(both_hips(), source=source).get("BurnedInAnnotation") == told
+    burnt_in = ReportSettings(burn_in_identification=True)
+    assert capture(both_hips(), source=source, settings=burnt_in).BurnedInAnnotation == "YES"
+
+
+@pytest.mark.parametrize(
+    ("transfer_syntax", "stated", "told", "method"),
+    [
+        (JPEGBaseline8Bit, None, "01", "ISO_10918_1"),
+        (JPEGExtended12Bit, "00", "01", "ISO_10918_1"),
+        (JPEGLSNearLossless, None, "01", "ISO_14495_1"),
+        (JPEGLSNearLossless, "00", "00", None),
+        (JPEG2000, None, "01", "ISO_15444_1"),
+        (JPEG2000, "00", "00", None),
+        (JPEG2000Lossless, None, None, None),
+        (JPEG2000Lossless, "01", "01", None),
+        (ExplicitVRLittleEndian, None, None, None),
+        (ExplicitVRLittleEndian, "00", "00", None),
+    ],
+)
+def test_lossy_compression_follows_header_and_transfer_syntax(
+    transfer_syntax: str, stated: str | None, told: str | None, method: str | None
+) -> None:
+    source = source_dataset()
+    source.file_meta = FileMetaDataset()
+    source.file_meta.TransferSyntaxUID = transfer_syntax
+    if stated is not None:
+        source.LossyImageCompression = stated
+    result = capture(both_hips(), source=source)
+    assert (result.get("LossyImageCompression"), result.get("LossyImageCompressionMethod")) == (told, method)
 
 
 def test_once_lossy_is_always_lossy() -> None:
@@ -144,7 +190,6 @@ def test_once_lossy_is_always_lossy() -> None:
     result = capture(both_hips(), source=source)
     assert (result.LossyImageCompression, result.LossyImageCompressionRatio) == ("01", 12.5)
     assert result.LossyImageCompressionMethod == "ISO_10918_1"
-    assert capture(both_hips()).LossyImageCompression == "00"
     del source.LossyImageCompressionRatio
     assert "LossyImageCompressionRatio" not in capture(both_hips(), source=source)
 
@@ -171,3 +216,15 @@ def test_dciodvfy_finds_no_error(case: str, dciodvfy: str, tmp_path: Path) -> No
     # Without a hip the side is unknown indeed: a warning that tells the truth.
     expected = [LATERALITY_UNKNOWN, "SCImage"] if case == "nothing_measurable" else ["SCImage"]
     assert sorted(line for line in lines if line) == sorted(expected)
+
+
+def test_dciodvfy_accepts_an_overlay_of_a_radiograph_that_says_nothing_of_itself(dciodvfy: str, tmp_path: Path) -> None:
+    silent, lossy = source_dataset(), source_dataset()
+    del silent.BurnedInAnnotation
+    lossy.file_meta = FileMetaDataset()
+    lossy.file_meta.TransferSyntaxUID = JPEGLSNearLossless
+    for source in (silent, lossy):
+        path = tmp_path / "overlay.dcm"
+        path.write_bytes(encoded(capture(both_hips(), source=source)))
+        checked = subprocess.run([dciodvfy, "-new", str(path)], capture_output=True, text=True, check=False)
+        assert (checked.stdout + checked.stderr).split() == ["SCImage"]

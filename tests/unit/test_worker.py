@@ -1,6 +1,7 @@
 """The worker's three steps: each done once, whatever fails in them ends in the ledger."""
 
 import errno
+import io
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -154,6 +155,14 @@ def test_an_unexpected_error_is_tried_three_times_with_growing_delays_and_then_q
     assert "(3 times)" in bench.instance.note
     assert "SECRET" not in bench.instance.note
     assert bench.run("measure") == [Progress.STOP]
+
+
+def test_the_words_of_an_unexpected_error_are_not_logged(bench: Bench, log: io.StringIO) -> None:
+    bench.failures = [ValueError("SECRET^PATIENT 19500101")]
+    bench.run("measure")
+    assert "step failed" in log.getvalue()
+    assert "ValueError (" in log.getvalue()
+    assert "SECRET" not in log.getvalue()
 
 
 def test_a_permanent_failure_is_quarantined_at_once_with_its_reason(bench: Bench) -> None:

@@ -10,6 +10,7 @@ from dicomnode.dicom.overlay.maps import draw_maps
 from dicomnode.dicom.overlay.radiograph import Notice, draw_radiograph, notice_of_hip, notice_of_image
 from dicomnode.dicom.overlay.style import (
     LATIN_FONT,
+    LINE_HEIGHT,
     MUTED,
     TEXT,
     WARNING,
@@ -17,6 +18,7 @@ from dicomnode.dicom.overlay.style import (
     Box,
     Sheet,
     font_family,
+    needs_japanese_font,
 )
 from dicomnode.dicom.overlay.table import draw_table
 from dicomnode.domain.measurement import Measurement, Region, Status
@@ -27,7 +29,10 @@ from dicomnode.domain.wording import Wording, wording
 
 WIDTH_PX, HEIGHT_PX = 1600, 1200
 MARGIN_PX, GAP_PX = 24, 16
-FOOT_TOP_PX = 1104
+FOOT_TOP_PX, HIGHEST_FOOT_TOP_PX, FOOT_BOTTOM_PX = 1104, 1004, 1186
+"""Where the foot begins when it is short; how far it may grow upwards; where it ends."""
+FOOT_TYPE_PX = ((15, 13), (14, 12), (13, 11), (12, 10))
+"""Sizes of the limitation sentence and of the remarks, tried from the largest on."""
 TABLE_WIDTH_PX, TABLE_HEIGHT_PX = 1020, 350
 REASONS_WIDTH_PX = 400
 
@@ -62,12 +67,12 @@ def render_overlay(
     sheet = Sheet(WIDTH_PX, HEIGHT_PX, family)
     _draw_head(sheet, measurement, words, identification if settings.burn_in_identification else "")
     top = 116 if measurement.model.trained_on_simulation else 70
-    body = Box(MARGIN_PX, top, WIDTH_PX - 2 * MARGIN_PX, FOOT_TOP_PX - 12 - top)
+    foot_top = _draw_foot(sheet, limitation, " ".join(_remarks(measurement, references, words)))
+    body = Box(MARGIN_PX, top, WIDTH_PX - 2 * MARGIN_PX, foot_top - 12 - top)
     if measurement.status is Status.MEASURED:
         _draw_measured(sheet, body, measurement, display_image, patient, references, words)
     else:
         _draw_refused(sheet, body, measurement, display_image, words)
-    _draw_foot(sheet, measurement, references, words, limitation)
     return sheet.pixels()
 
 
@@ -125,11 +130,12 @@ def _draw_reason(sheet: Sheet, column: Box, y: float, notice: Notice) -> float:
 
 def _language(settings: ReportSettings, font_of: Callable[[str], str | None] = font_family) -> tuple[str, Wording, str]:
     """Choose font family, words and limitation sentence: English where no font can write the language."""
-    family = font_of(settings.language)
+    japanese = needs_japanese_font(settings.language, settings.limitation)
+    family = font_of("ja" if japanese else settings.language)
     if family is not None:
         return family, settings.words, settings.limitation_sentence
     english = wording("en")
-    writable = settings.limitation and settings.limitation.isascii()
+    writable = settings.limitation and not needs_japanese_font("en", settings.limitation)
     return LATIN_FONT, english, settings.limitation if writable else english.limitation
 
 
@@ -152,16 +158,8 @@ def _draw_head(sheet: Sheet, measurement: Measurement, words: Wording, identific
         ground.text(centre, banner.y + 17, words.simulated_training_banner, 15, WARNING, bold=True, across="center")
 
 
-def _draw_foot(
-    sheet: Sheet,
-    measurement: Measurement,
-    references: Mapping[Region, ReferenceCurve],
-    words: Wording,
-    limitation: str,
-) -> None:
-    """The limitation sentence, and below it by whom, by whose rules and under which provisos the figures were judged."""
-    width = WIDTH_PX - 2 * MARGIN_PX
-    y = sheet.ground.paragraph(MARGIN_PX, FOOT_TOP_PX, limitation, width, 15, TEXT, most_lines=2) + 4
+def _remarks(measurement: Measurement, references: Mapping[Region, ReferenceCurve], words: Wording) -> list[str]:
+    """By whom, by whose rules and under which provisos the figures were judged, and what was odd in the radiograph."""
     regions = [region for hip in measurement.hips for region in hip.regions if region.assessment is not None]
     judged = next((region for region in regions if region.assessment and region.assessment.classification), None)
     remarks = []
@@ -170,5 +168,26 @@ def _draw_foot(
         remarks.append(f"{words.reference}: {whom}. {words.criteria}: {judged.assessment.criteria}.")
     remarks += dict.fromkeys(note for region in regions if region.assessment for note in region.assessment.notes)
     remarks += measurement.notes
+    return remarks
+
+
+def _draw_foot(sheet: Sheet, limitation: str, remarks: str) -> float:
+    """Write the limitation sentence, and below it the remarks; give the Y at which the foot begins.
+
+    Both are written whole: the foot grows upwards first, then the type shrinks. Only remarks beyond what even the smallest type
+    holds end in an ellipsis (the report has them all); the limitation's length is bounded where the configuration is read.
+    """
+    width = WIDTH_PX - 2 * MARGIN_PX
+    most = FOOT_BOTTOM_PX - HIGHEST_FOOT_TOP_PX
+    for size, remark_size in FOOT_TYPE_PX:
+        height = sheet.ground.height_px(limitation, width, size)
+        left = most - height - 4
+        height += 4 + sheet.ground.height_px(remarks, width, remark_size) if remarks else 0
+        if height <= most:
+            break
+    top = max(HIGHEST_FOOT_TOP_PX, min(FOOT_TOP_PX, int(FOOT_BOTTOM_PX - height)))
+    y = sheet.ground.paragraph(MARGIN_PX, top, limitation, width, size, TEXT) + 4
     if remarks:
-        sheet.ground.paragraph(MARGIN_PX, y, " ".join(remarks), width, 13, MUTED, most_lines=2)
+        most_lines = int(left / (LINE_HEIGHT * remark_size))
+        sheet.ground.paragraph(MARGIN_PX, y, remarks, width, remark_size, MUTED, most_lines)
+    return top

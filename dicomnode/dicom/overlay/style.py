@@ -62,6 +62,17 @@ LATIN_FONT = "DejaVu Sans"
 """Ships with matplotlib."""
 
 
+WIDE_FROM = 0x2E80
+"""First code point of the scripts that are written without spaces (CJK Radicals Supplement)."""
+LINE_HEIGHT = 1.4
+"""Of a paragraph, in type sizes."""
+
+
+def needs_japanese_font(language: str, words: str) -> bool:
+    """Tell whether a page in `language` that holds `words` cannot be written with the font that is always there."""
+    return language == "ja" or any(ord(character) >= WIDE_FROM for character in words)
+
+
 @cache
 def font_family(language: str) -> str | None:
     """Find a font that can write `language`; None where this machine has none."""
@@ -191,9 +202,13 @@ class Layer:
             last = self._typeface.shortened(lines[most_lines - 1] + ELLIPSIS, width_px, size_px)
             lines = [*lines[: most_lines - 1], last]
         for line in lines:
-            self.text(x, y + 0.7 * size_px, line, size_px, colour)
-            y += 1.4 * size_px
+            self.text(x, y + LINE_HEIGHT / 2 * size_px, line, size_px, colour)
+            y += LINE_HEIGHT * size_px
         return y
+
+    def height_px(self, words: str, width_px: float, size_px: float) -> float:
+        """Measure a paragraph."""
+        return LINE_HEIGHT * size_px * len(self._typeface.wrapped(words, width_px, size_px))
 
 
 class Sheet:
@@ -240,7 +255,7 @@ def _pieces(words: str) -> Iterator[str]:
     piece = ""
     for character, following in zip(words, words[1:] + " ", strict=True):
         piece += character
-        wide = ord(character) >= 0x2E80
+        wide = ord(character) >= WIDE_FROM
         if character == " " or (wide and following not in "、。，．）」』】：；・"):
             yield piece
             piece = ""
