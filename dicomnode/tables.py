@@ -146,15 +146,21 @@ def _table(*headings: str) -> Table:
     return table
 
 
+FIGURE_HEADINGS = ("aBMD\ng/cm2", "90 %\ninterval", "T", "Z", "%YAM", "BMC\ng", "Area\ncm2", "vBMD\nmg/cm3", "Class")
+
+
 def _figures_table(regions: Sequence[tuple[str, dict[str, Any]]]) -> Table:
-    """Narrow enough for a terminal of 80 columns."""
+    """Narrow enough for a terminal of 80 columns; what no region has is left out."""
+    rows = [_cells(region) for _, region in regions]
+    shown = [number for number in range(len(FIGURE_HEADINGS)) if any(row[number] for row in rows)]
     table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     table.add_column("Region", no_wrap=True)
-    for heading in ("aBMD\ng/cm2", "90 %\ninterval", "T", "Z", "%YAM", "BMC\ng", "Area\ncm2", "vBMD\nmg/cm3"):
-        table.add_column(heading, justify="right", no_wrap=True)
-    table.add_column("Class")
-    for side, region in regions:
-        table.add_row(f"{side} {region['region'].replace('_', ' ')}", *_cells(region))
+    for number in shown:
+        text = FIGURE_HEADINGS[number] == "Class"
+        table.add_column(FIGURE_HEADINGS[number], justify="left" if text else "right", no_wrap=not text)
+    for (side, region), row in zip(regions, rows, strict=True):
+        name = region["region"].replace("_", " ")
+        table.add_row(f"{side} {name}", *(row[number] for number in shown))
     return table
 
 
@@ -164,7 +170,7 @@ def _cells(region: dict[str, Any]) -> list[str]:
     interval = figure["areal_bmd"]["interval"]
     return [
         f"{figure['areal_bmd']['value']:.3f}",
-        f"{interval['low']:.3f}-{interval['high']:.3f}" if interval else "",
+        f"{interval['low']:.2f}-{interval['high']:.2f}" if interval else "",
         _number(scores.get("t_score"), "+.1f"),
         _number(scores.get("z_score"), "+.1f"),
         _number(scores.get("percent_yam"), ".0f"),

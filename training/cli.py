@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 from pydicom.uid import JPEGLSLossless
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 from tqdm import tqdm
@@ -15,7 +16,7 @@ from dicomnode.inference.bundle import SHIPPED, load_bundle
 from dicomnode.inference.predictor import Predictor
 from training.anatomy.population import draw_subject
 from training.config import RunConfiguration, load_run
-from training.evaluate import Summary, evaluate, summarise, write_evaluation
+from training.evaluate import QUANTITY_LABELS, Summary, evaluate, summarise, write_evaluation
 from training.export import export
 from training.pairs import Pairs, load_pairs, make_pairs
 from training.projection.radiograph import Exposure
@@ -138,14 +139,14 @@ def _export(run: RunConfiguration, folder: Path, output: Path, whole: int) -> No
 
 
 def _print(summary: Summary, folder: Path) -> None:
-    table = Table(title="Held-out phantoms, simulated radiographs: says nothing about patients")
+    table = Table(title="Held-out phantoms, simulated radiographs: says nothing about patients", box=SIMPLE_HEAD)
     for heading in ("region", "quantity", "n", "r", "ICC", "slope", "RMSE", "bias"):
-        table.add_column(heading, justify="left" if heading in ("region", "quantity") else "right")
+        table.add_column(heading, justify="left" if heading in ("region", "quantity") else "right", no_wrap=True)
     for region, quantities in summary.agreement.items():
         for name, a in quantities.items():
             table.add_row(
-                region,
-                name,
+                region.replace("_", " "),
+                QUANTITY_LABELS[name],
                 str(a.n),
                 f"{a.pearson_r:.3f}",
                 f"{a.icc:.3f}",

@@ -28,7 +28,13 @@ from training.statistics import Agreement, agreement
 from training.targets import MARGIN_PX
 from training.whole import WholeCase
 
-QUANTITIES = ("areal_bmd_g_cm2", "bmc_g", "area_cm2", "volumetric_bmd_mg_cm3")
+QUANTITY_LABELS = {
+    "areal_bmd_g_cm2": "aBMD, g/cm²",
+    "bmc_g": "BMC, g",
+    "area_cm2": "area, cm²",
+    "volumetric_bmd_mg_cm3": "vBMD, mg/cm³",
+}
+QUANTITIES = tuple(QUANTITY_LABELS)
 _LOCATOR_ERROR_SD_MM = 2.0
 """Heads are placed this much beside their place, as the locator would; `inference.predictor` looks twice beyond 3 mm."""
 _SIMULATED = "simulated radiographs of phantoms, not patients"

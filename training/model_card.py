@@ -2,12 +2,7 @@
 
 from typing import Any
 
-_QUANTITIES = {
-    "areal_bmd_g_cm2": "areal BMD, g/cm²",
-    "bmc_g": "BMC, g",
-    "area_cm2": "area, cm²",
-    "volumetric_bmd_mg_cm3": "volumetric BMD, mg/cm³",
-}
+from training.evaluate import QUANTITY_LABELS
 
 
 def model_card(document: dict[str, Any]) -> str:
@@ -68,13 +63,19 @@ def _agreement(figures: dict[str, Any]) -> str:
         + "|"
     )
     lines = [
-        f"| {region.replace('_', ' ')} | {_QUANTITIES[name]} | {a['n']} | {a['pearson_r']:.3f} | {a['icc']:.3f} | {a['slope']:.3f} "
-        f"| {a['see']:.3g} | {a['rmse']:.3g} | {a['mae']:.3g} | {a['bias']:+.2g} | {a['limits_of_agreement'][0]:.3g} to "
-        f"{a['limits_of_agreement'][1]:.3g} |"
+        f"| {region.replace('_', ' ')} | {QUANTITY_LABELS[name]} | {_row(a)} |"
         for region, table in figures["agreement"].items()
         for name, a in table.items()
     ]
     return "\n".join([head, *lines])
+
+
+def _row(a: dict[str, Any]) -> str:
+    low, high = a["limits_of_agreement"]
+    return (
+        f"{a['n']} | {a['pearson_r']:.3f} | {a['icc']:.3f} | {a['slope']:.3f} | {a['see']:.3g} | {a['rmse']:.3g} "
+        f"| {a['mae']:.3g} | {a['bias']:+.2g} | {low:.3g} to {high:.3g}"
+    )
 
 
 def _whole(whole: dict[str, Any]) -> str:

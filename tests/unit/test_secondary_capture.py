@@ -13,6 +13,7 @@ from pydicom import dcmread
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import (
     JPEG2000,
+    UID,
     ExplicitVRLittleEndian,
     JPEG2000Lossless,
     JPEGBaseline8Bit,
@@ -175,7 +176,7 @@ def test_lossy_compression_follows_header_and_transfer_syntax(
 ) -> None:
     source = source_dataset()
     source.file_meta = FileMetaDataset()
-    source.file_meta.TransferSyntaxUID = transfer_syntax
+    source.file_meta.TransferSyntaxUID = UID(transfer_syntax)
     if stated is not None:
         source.LossyImageCompression = stated
     result = capture(both_hips(), source=source)
