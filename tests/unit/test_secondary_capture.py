@@ -172,7 +172,7 @@ def test_burned_in_annotation_is_claimed_only_where_it_is_known(stated: str | No
     ],
 )
 def test_lossy_compression_follows_header_and_transfer_syntax(
-    transfer_syntax: str, stated: str | None, told: str | None, method: str | None
+    transfer_syntax: UID, stated: str | None, told: str | None, method: str | None
 ) -> None:
     source = source_dataset()
     source.file_meta = FileMetaDataset()
