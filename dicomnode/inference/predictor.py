@@ -144,10 +144,13 @@ class Predictor:
         )
 
     def _run(self, network: HipNet, channels: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        with torch.inference_mode():
-            batch = torch.from_numpy(channels)[None].to(self.device, memory_format=torch.channels_last)
-            maps, verdicts = network(batch)
-        return maps[0].float().cpu().numpy(), verdicts[0].float().cpu().numpy()
+        try:
+            with torch.inference_mode():
+                batch = torch.from_numpy(channels)[None].to(self.device, memory_format=torch.channels_last)
+                maps, verdicts = network(batch)
+            return maps[0].float().cpu().numpy(), verdicts[0].float().cpu().numpy()
+        except torch.OutOfMemoryError as error:  # a RuntimeError, as if the image were at fault
+            raise MemoryError(f"the {self.device.type} device has not enough free memory") from error
 
 
 def _placed(network: HipNet, device: torch.device) -> HipNet:

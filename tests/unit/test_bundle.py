@@ -112,3 +112,14 @@ def test_a_second_peak_is_another_head() -> None:
 def test_the_logistic_function_bears_large_logits() -> None:
     values = sigmoid(np.array([-1e4, 0.0, 1e4], np.float32))
     assert values == pytest.approx([0, 0.5, 1])
+
+
+def test_a_device_without_memory_is_want_of_memory_and_no_fault_of_the_image(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def exhausted(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    monkeypatch.setattr(HipNet, "forward", exhausted)
+    with pytest.raises(MemoryError, match="cpu device has not enough free memory"):
+        Predictor(load_bundle(folder), "cpu").locate(np.random.default_rng(0).random((64, 64)).astype("f4"), (1.0, 1.0))
