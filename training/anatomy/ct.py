@@ -41,6 +41,8 @@ class CtVolume:
     """(z, y, x) in Hounsfield units."""
     patient_from_voxel: NDArray[np.float64]
     """4 x 4: homogeneous voxel index (x, y, z) of a voxel's centre to patient mm (LPS)."""
+    kilovolt: float | None = None
+    """Tube voltage, KVP (0018,0060); None where the file does not say."""
 
 
 def read_ct(path: Path) -> CtVolume:
