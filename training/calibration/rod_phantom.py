@@ -3,6 +3,7 @@
 import tomllib
 from dataclasses import dataclass, fields
 from enum import StrEnum
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +70,7 @@ class RodPhantom:
                 " needs three at least"
             )
         places = sorted(rod.position_mm for rod in self.rods)
-        gaps = [right - left for left, right in zip(places, places[1:], strict=False)]
+        gaps = [right - left for left, right in pairwise(places)]
         if self.diameter_mm <= 0 or min(gaps) < self.diameter_mm:
             raise ConfigurationError(
                 f"phantom {self.name!r}: rods of {self.diameter_mm:g} mm lie {min(gaps):g} mm apart, one inside the other;"
@@ -105,7 +106,7 @@ def load_rod_phantom(path: Path) -> RodPhantom:
     return phantom
 
 
-def _choice(kind: type[StrEnum], text: object, place: str) -> StrEnum:
+def _choice(kind: type[StrEnum], text: Any, place: str) -> StrEnum:
     try:
         return kind(text)
     except ValueError as error:
@@ -121,7 +122,9 @@ def _record(kind: type[Any], table: dict[str, Any], place: str) -> Any:
     for key, value in values.items():
         wanted = known[key]
         if wanted in (str, float) and not isinstance(value, wanted):
-            raise ConfigurationError(f"{place}: {key} is {value!r}, expected {'a number' if wanted is float else 'a text'}")
+            raise ConfigurationError(
+                f"{place}: {key} is {value!r}, expected {'a number' if wanted is float else 'a text'}"
+            )
     try:
         return kind(**values)
     except TypeError as error:

@@ -14,6 +14,7 @@ import SimpleITK
 from numpy.typing import NDArray
 from scipy import fft, ndimage
 
+from training.anatomy.body import ADIPOSE_G_CM3
 from training.anatomy.ct import METAL_HU, CtVolume
 from training.anatomy.phantom import Phantom
 from training.anatomy.volume import Structure
@@ -27,6 +28,8 @@ AIR_HU = -1000.0
 BODY_HU = -300.0
 SATURATED_HU = 3071.0
 """What a 12-bit scanner stores for metal."""
+LIPID_RICH_G_CM3 = 0.93
+"""Adipose tissue 3, see `training.projection.tables`: the CT values of fat in adults are nearer to its than to ICRU-44's."""
 STREAK_SPOKES = 7
 STREAK_DECAY_MM = 120.0
 
@@ -81,21 +84,23 @@ def subject_ct(
     grid = sitk.Image([int(n) for n in size], sitk.sitkFloat32)
     grid.SetSpacing(spacing_mm)
     grid.SetOrigin(origin.tolist())
-    amounts = {name: np.zeros(shape, np.float32) for name in ("muscle", "adipose", "hydroxyapatite")}
+    amounts = {name: np.zeros(shape, np.float32) for name in ("muscle", "adipose_3", "hydroxyapatite")}
     metal = np.zeros(shape, np.float32)
     for structure in phantom.structures:
         if structure.name.endswith("_mineral"):
             amounts["hydroxyapatite"] += _resampled(structure, grid)
         elif structure.name == "metal_volume":
             metal += _resampled(structure, grid)
-        elif structure.name in ("soft", "adipose"):
-            amounts["muscle" if structure.name == "soft" else "adipose"] += _resampled(structure, grid)
+        elif structure.name == "soft":
+            amounts["muscle"] += _resampled(structure, grid)
+        elif structure.name == "adipose":  # the same volume, with the lipid of an adult's subcutaneous fat
+            amounts["adipose_3"] += _resampled(structure, grid) * np.float32(LIPID_RICH_G_CM3 / ADIPOSE_G_CM3)
     energy = np.array([energy_kev])
     water = mass_attenuation_cm2_g("water", energy)[0]
     relative = {name: float(mass_attenuation_cm2_g(name, energy)[0] / water) for name in amounts}
     # Mineral displaces the soft tissue that it lies in, by its own density of 3.16 g/cm3.
     displaced = 1.0 - amounts["hydroxyapatite"] / 3.16
-    tissue = relative["muscle"] * amounts["muscle"] + relative["adipose"] * amounts["adipose"]
+    tissue = relative["muscle"] * amounts["muscle"] + relative["adipose_3"] * amounts["adipose_3"]
     hu = 1000.0 * (tissue * displaced + relative["hydroxyapatite"] * amounts["hydroxyapatite"] - 1.0)
     hu = np.where(metal > 0.5, SATURATED_HU, np.minimum(hu, SATURATED_HU)).astype(np.float32)
     patient_from_voxel = np.diag([*spacing_mm, 1.0])
@@ -171,7 +176,9 @@ def _coverage(distance_mm: NDArray[np.float64], pixel_mm: float) -> NDArray[np.f
     return np.asarray(np.clip(0.5 - distance_mm / pixel_mm, 0.0, 1.0))
 
 
-def _add_streaks(hu: NDArray[np.float32], metal: NDArray[np.bool_], pixel_mm: tuple[float, float], hu_peak: float) -> None:
+def _add_streaks(
+    hu: NDArray[np.float32], metal: NDArray[np.bool_], pixel_mm: tuple[float, float], hu_peak: float
+) -> None:
     """Spokes of alternating sign around the metal's centre, in the slices that have metal."""
     for level in np.nonzero(metal.any(axis=(1, 2)))[0]:
         rows, columns = np.nonzero(metal[level])

@@ -57,6 +57,8 @@ MASS_FRACTIONS: Mapping[str, Mapping[str, float]] = {
         "Ca": 0.225,
     },
     "air": {"C": 0.000124, "N": 0.755268, "O": 0.231781, "Ar": 0.012827},
+    # Adipose tissue 3 (0.93 g/cm3, rich in lipid) of Woodard and White 1986, doi:10.1259/0007-1285-59-708-1209
+    "adipose_3": {"H": 0.116, "C": 0.681, "N": 0.002, "O": 0.198, "Na": 0.001, "S": 0.001, "Cl": 0.001},
     # ICRU Report 46 (1992), Appendix A
     "red_marrow": {
         "H": 0.105,
