@@ -25,8 +25,8 @@ BISQUARE = 4.685
 """Tukey's constant: 95 % efficient for normal errors. Source: Huber and Ronchetti, Robust Statistics, 2nd edition, 4.8."""
 MAD_TO_SD = 1.4826
 """Of a normal distribution."""
-FEWEST_SLICES_SHARE = 0.5
-"""Of the slices: fewer usable ones at a rod are worth a look."""
+UNEVEN = 3.0
+"""A rod whose slices scatter by this factor more than the rods do as a rule has streaks, a bubble or a cut."""
 
 
 def calibrate_by_rods(ct: CtVolume, phantom: RodPhantom) -> tuple[Calibration, FoundRods]:
@@ -57,7 +57,7 @@ def fit_rods(slices_hu: NDArray[np.float64], phantom: RodPhantom) -> Calibration
     Raises:
         CalibrationFailed: r below `LEAST_R`, or mineral does not brighten.
     """
-    measured, errors_hu, kept = (
+    measured, errors_hu, scatters_hu = (
         np.array(values) for values in zip(*(robust_mean(column) for column in slices_hu.T), strict=True)
     )
     mineral = np.array([rod.mineral_mg_cm3 for rod in phantom.rods])
@@ -95,18 +95,19 @@ def fit_rods(slices_hu: NDArray[np.float64], phantom: RodPhantom) -> Calibration
         residual_sd_mg_cm3=residual_sd_hu / slope,
         uncertainty_mg_cm3=uncertainty,
         points=points,
-        doubts=_doubts(phantom, kept, uncertainty),
+        doubts=_doubts(phantom, scatters_hu, uncertainty),
     )
 
 
-def _doubts(phantom: RodPhantom, kept: NDArray[np.float64], uncertainty_mg_cm3: float) -> tuple[str, ...]:
+def _doubts(phantom: RodPhantom, scatters_hu: NDArray[np.float64], uncertainty_mg_cm3: float) -> tuple[str, ...]:
     doubts = []
     if phantom.standing is Standing.NOMINAL:
         doubts.append("the reference values are nominal, not those of this phantom's certificate")
-    worst = int(np.argmin(kept))
-    if kept[worst] < FEWEST_SLICES_SHARE:
+    worst, usual_hu = int(np.argmax(scatters_hu)), float(np.median(scatters_hu))
+    if scatters_hu[worst] > UNEVEN * usual_hu:
         doubts.append(
-            f"rod {phantom.rods[worst].label}: only {100 * kept[worst]:.0f} % of its slices agree (streaks, a cut rod)"
+            f"rod {phantom.rods[worst].label}: its slices scatter by {scatters_hu[worst]:.1f} HU, those of the others by"
+            f" {usual_hu:.1f}: streaks, a bubble or a cut"
         )
     if uncertainty_mg_cm3 > GREATEST_UNCERTAINTY_MG_CM3:
         doubts.append(f"uncertain by {uncertainty_mg_cm3:.1f} mg/cm3, more than {GREATEST_UNCERTAINTY_MG_CM3:g}")
@@ -117,16 +118,16 @@ def robust_mean(values: NDArray[np.float64]) -> tuple[float, float, float]:
     """Tukey's bisquare location, started from the median.
 
     Returns:
-        The mean, its standard error, and the share of values that kept more than half of their weight.
+        The mean, its standard error, and the scatter (SD) of the values, outliers not counted.
     """
     centre = float(np.median(values))
     scale = MAD_TO_SD * float(np.median(np.abs(values - centre)))
     if scale == 0.0:
-        return centre, 0.0, float(np.mean(values == centre))
+        return centre, 0.0, 0.0
     weights = np.ones_like(values)
     for _ in range(30):
         distance = (values - centre) / (BISQUARE * scale)
         weights = np.where(np.abs(distance) < 1.0, (1.0 - distance**2) ** 2, 0.0)
         centre = float(weights @ values / weights.sum())
     error = scale * math.sqrt(float(weights @ weights)) / float(weights.sum())
-    return centre, error, float(np.mean(weights > 0.5))
+    return centre, error, scale

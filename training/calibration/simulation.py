@@ -198,4 +198,4 @@ def _noise(shape: tuple[int, int, int], scene: RodScene) -> NDArray[np.float32]:
     gain = (np.sqrt(frequency) * np.clip(np.cos(math.pi * frequency), 0.0, None)).astype(np.float32)
     for level in range(shape[0]):
         white[level] = fft.irfft2(fft.rfft2(white[level]) * gain, shape[1:])
-    return white * np.float32(scene.noise_hu / white.std())
+    return white * np.float32(scene.noise_hu / white[0].std())

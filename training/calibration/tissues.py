@@ -43,8 +43,8 @@ class Tissue:
 
 
 TISSUES: Mapping[str, Tissue] = {
-    # Dry air at 20 degrees, ICRU-44. Assumed: 1 HU for what clothes and scatter do.
-    "air": Tissue("air", 0.0012, 1.0, (-1080.0, -900.0)),
+    # Dry air at 20 degrees, ICRU-44. Assumed: 1 HU for what clothes and scatter do. At -1024 many scanners stop, or fill in.
+    "air": Tissue("air", 0.0012, 1.0, (-1023.5, -900.0)),
     # Woodard and White 1986 (doi:10.1259/0007-1285-59-708-1209), adipose tissue 3, which Schneider 2000 puts at -98 HU. Theirs
     # with less lipid, 2, is 22 HU brighter: taken as two SD.
     "adipose": Tissue("adipose_3", 0.93, 10.0, (-160.0, -40.0)),
