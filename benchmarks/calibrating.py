@@ -19,7 +19,7 @@ from training.calibration.rods import calibrate_by_rods
 from training.calibration.simulation import SATURATED_HU, RodScene, subject_ct, with_rod_pad
 from training.calibration.tissues import calibrate_by_tissues, hydroxyapatite_hu_cm3_mg
 
-PHANTOM = Path("conf/training/phantoms/b-mas200.toml")
+PHANTOM = Path(__file__).parents[1] / "conf" / "training" / "phantoms" / "b-mas200.toml"
 SCENES: Mapping[str, RodScene] = {
     "no noise: what the method errs by itself": RodScene(noise_hu=0.0),
     "pad 10 mm below the body": RodScene(gap_mm=10.0),

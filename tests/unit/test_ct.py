@@ -115,7 +115,7 @@ def write_slices(
 
 
 def straight(count: int, step_mm: tuple[float, float, float] = (0.0, 0.0, 3.0)) -> NDArray[np.float64]:
-    return np.array([-2.0, -3.0, 1.0]) + np.arange(count)[:, None] * np.array(step_mm)
+    return np.asarray(np.array([-2.0, -3.0, 1.0]) + np.arange(count)[:, None] * np.array(step_mm), np.float64)
 
 
 def ramp(count: int, rows: int = 8, columns: int = 9) -> NDArray[np.float32]:

@@ -3,6 +3,7 @@
 The split is uncalibrated: good enough to draw a radiograph, not to measure a density.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -166,7 +167,7 @@ def _check_header(header: Dataset, file: Path) -> None:
         raise UnusableCt(f"{file}: slices without position, orientation and pixel spacing cannot be stacked")
 
 
-def _geometry(headers: list[Dataset], folder: Path) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def _geometry(headers: Sequence[Dataset], folder: Path) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Directions of rows and columns (2, 3), and the slices' positions (n, 3) in mm.
 
     A missing slice would squeeze the patient: SimpleITK only warns of it.

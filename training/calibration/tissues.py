@@ -219,7 +219,7 @@ def tissue_peaks_hu(ct: CtVolume, names: list[str]) -> dict[str, float]:
 def _peak(values: NDArray[np.float32]) -> float:
     """Mode: the densest half of the values, then of those the densest half, and so on down to a narrow share."""
     ordered = np.sort(values).astype(np.float64)
-    while len(ordered) > max(200, len(values) // 8):
+    while len(ordered) > max(200, len(values) // 4):
         half = len(ordered) // 2
         start = int(np.argmin(ordered[half:] - ordered[: len(ordered) - half]))
         ordered = ordered[start : start + half]
