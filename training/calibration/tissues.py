@@ -48,7 +48,7 @@ TISSUES: Mapping[str, Tissue] = {
     # Woodard and White 1986 (doi:10.1259/0007-1285-59-708-1209), adipose tissue 3, which Schneider 2000 puts at -98 HU. Theirs
     # with less lipid, 2, is 22 HU brighter: taken as two SD.
     "adipose": Tissue("adipose_3", 0.93, 10.0, (-160.0, -40.0)),
-    # ICRU-44. Assumed: fat between the fibres, 5 % more or less of it, moves the CT value by 6 HU (table, 65 keV).
+    # ICRU-44. Assumed: fat between the fibres, 4 % more or less of it, moves the CT value by 6 HU (table, 68 keV).
     "muscle": Tissue("muscle", 1.05, 6.0, (10.0, 110.0)),
     # ICRU-46. Assumed: the haematocrit, a fifth more or less.
     "blood": Tissue("blood", 1.06, 6.0, (10.0, 110.0)),
