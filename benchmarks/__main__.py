@@ -14,12 +14,12 @@ import typer
 from rich.console import Console
 from rich.status import Status
 
-from benchmarks import network, output, radiographs, reporting, storing
+from benchmarks import calibrating, network, output, radiographs, reporting, storing
 from benchmarks.programs import ProgramFailed, ProgramMissing, find_program
 from dicomnode.errors import DicomNodeError
 from dicomnode.inference.bundle import SHIPPED
 
-PARTS = ("store", "reporting", "network")
+PARTS = ("store", "reporting", "network", "calibration")
 TERMINATED = 128 + signal.SIGTERM
 console = Console()
 
@@ -31,12 +31,15 @@ def main(
     rounds: Annotated[int, typer.Option(min=1, help="Rounds of the C-STORE comparison.")] = 5,
     images: Annotated[int, typer.Option(min=1, max=100, help="Radiographs of 15 MB sent in each round.")] = 20,
     reports: Annotated[int, typer.Option(min=1, max=100, help="Radiographs that are followed to their report.")] = 10,
+    volumes: Annotated[
+        int, typer.Option(min=1, max=100, help="CTs that are calibrated for each way to lay the rods.")
+    ] = 3,
     model: Annotated[Path, typer.Option(help="Model bundle.")] = SHIPPED,
     folder: Annotated[Path, typer.Option("--output", "-o", help="Where results.json and results.png go.")] = Path(
         "runs/benchmarks"
     ),
 ) -> None:
-    """Measure C-STORE against storescp and Orthanc, the time to the report, and the networks."""
+    """Measure C-STORE against storescp and Orthanc, the time to the report, the networks, and the calibration of CTs."""
     signal.signal(signal.SIGTERM, _terminate)
     chosen = parts or list(PARTS)
     unknown = sorted(set(chosen) - set(PARTS))
@@ -58,6 +61,8 @@ def main(
             if "network" in chosen:
                 told("running the networks")
                 measured |= _attempt("network", lambda: _network(files[0], model), failed)
+        if "calibration" in chosen:
+            measured |= _attempt("calibration", lambda: _calibration(volumes, told), failed)
     results = output.Results(**measured)  # type: ignore[arg-type]
     for path in output.write(folder, results):
         console.print(f"written   {path}")
@@ -110,6 +115,12 @@ def _network(file: Path, model: Path) -> dict[str, object]:
     measured = network.time_networks(file, model)
     console.print(output.network_table(measured))
     return {"network": measured}
+
+
+def _calibration(volumes: int, told: Callable[[str], None]) -> dict[str, object]:
+    measured = calibrating.calibrate(volumes, told)
+    console.print(output.calibration_table(measured))
+    return {"calibration": measured}
 
 
 def _made(folder: Path) -> Path:

@@ -14,6 +14,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from rich.table import Table
 
+from benchmarks.calibrating import Calibrated
 from benchmarks.network import NetworkTimes
 from benchmarks.reporting import STAGES, Reporting
 from benchmarks.storing import OURS, Times, ratio
@@ -31,6 +32,7 @@ class Results:
     store: tuple[Times, ...] = ()
     reporting: Reporting | None = None
     network: NetworkTimes | None = None
+    calibration: tuple[Calibrated, ...] = ()
 
 
 def store_table(times: Sequence[Times], megabytes: float) -> Table:
@@ -98,6 +100,29 @@ def network_table(measured: NetworkTimes) -> Table:
     return table
 
 
+def calibration_table(measured: Sequence[Calibrated]) -> Table:
+    """Errors of the line from HU to mg/cm3, and processor seconds."""
+    title = "Calibration of simulated CTs, 512 x 512 x 60 voxels"
+    table = Table("Case", title=title, title_justify="left", min_width=len(title))
+    for heading in ("CTs", "Slope %", "worst", "Offset mg/cm3", "CPU s"):
+        table.add_column(heading, justify="right")
+    for entry in measured:
+        table.add_row(
+            entry.name,
+            f"{len(entry.slope_errors_percent)}" + (f" ({len(entry.failures)} failed)" if entry.failures else ""),
+            f"{entry.rms_slope_percent:.3f}",
+            f"{entry.worst_slope_percent:.3f}",
+            f"{entry.worst_offset_mg_cm3:.3f}",
+            f"{entry.median_cpu_s:.2f}",
+        )
+    table.caption = (
+        "Errors against the known line. Slope: root mean square, and worst. Offset: worst, where there is no mineral (rods) or"
+        " at 100 mg/cm3 (tissues)."
+    )
+    table.caption_justify = "left"
+    return table
+
+
 def write(folder: Path, results: Results) -> list[Path]:
     """Write results.json and results.png; give their paths."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -135,6 +160,16 @@ def as_dict(results: Results) -> dict[str, Any]:
         },
         "reporting": _reporting_dict(results.reporting),
         "network": asdict(results.network) if results.network else None,
+        "calibration": [
+            {
+                **asdict(entry),
+                "rms_slope_percent": entry.rms_slope_percent,
+                "worst_slope_percent": entry.worst_slope_percent,
+                "worst_offset_mg_cm3": entry.worst_offset_mg_cm3,
+                "median_cpu_s": entry.median_cpu_s,
+            }
+            for entry in results.calibration
+        ],
     }
 
 

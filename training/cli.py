@@ -14,7 +14,13 @@ from tqdm import tqdm
 from dicomnode.errors import ConfigurationError, DicomNodeError
 from dicomnode.inference.bundle import SHIPPED, load_bundle
 from dicomnode.inference.predictor import Predictor
+from training.anatomy.ct import read_ct
 from training.anatomy.population import draw_subject
+from training.calibration.picture import draw_rods
+from training.calibration.report import calibration_table, write_calibration
+from training.calibration.rod_phantom import load_rod_phantom
+from training.calibration.rods import calibrate_by_rods
+from training.calibration.tissues import calibrate_by_tissues
 from training.config import RunConfiguration, load_run
 from training.evaluate import QUANTITY_LABELS, Summary, evaluate, summarise, write_evaluation
 from training.export import export
@@ -96,6 +102,42 @@ def example(
     dataset.compress(JPEGLSLossless)
     dataset.save_as(output, enforce_file_format=True)
     console.print(f"{output}: {dataset.Rows} x {dataset.Columns}, SOP Instance UID {dataset.SOPInstanceUID}")
+
+
+@app.command()
+def calibrate(
+    ct: Annotated[Path, typer.Argument(help="NIfTI file, or folder with one DICOM CT series.", metavar="CT")],
+    phantom: Annotated[
+        Path | None, typer.Option(help="The rod phantom's TOML file; without one, the patient's own tissues are used.")
+    ] = None,
+    picture: Annotated[Path | None, typer.Option(help="PNG file to draw rods and line into.")] = None,
+    output: Annotated[Path, typer.Option("--output", "-o", help="JSON file to write.")] = Path("calibration.json"),
+    kilovolt: Annotated[
+        float | None, typer.Option(help="Tube voltage; without a phantom, where the CT does not state it.")
+    ] = None,
+    blood: Annotated[float | None, typer.Option(help="HU measured in a large vessel; without a phantom.")] = None,
+) -> None:
+    """Find the line from HU to mg/cm3 of a CT, by the rods under the patient or by the patient's tissues."""
+    if phantom is None and picture is not None:
+        raise ConfigurationError("--picture shows rods: give --phantom as well")
+    if phantom is not None and (kilovolt is not None or blood is not None):
+        raise ConfigurationError(
+            "--kilovolt and --blood are for a CT without rods: leave them out, or leave out --phantom"
+        )
+    rods = None if phantom is None else load_rod_phantom(phantom)
+    volume = read_ct(ct)
+    if rods is None:
+        calibration = calibrate_by_tissues(volume, kilovolt, {} if blood is None else {"blood": blood})
+    else:
+        calibration, found = calibrate_by_rods(volume, rods)
+        if picture is not None:
+            draw_rods(volume, found, calibration, rods.diameter_mm, picture)
+            console.print(f"drawn     {picture}")
+    console.print(calibration_table(calibration))
+    for doubt in calibration.doubts:
+        console.print(f"[yellow]doubtful[/]  {doubt}", soft_wrap=True)
+    write_calibration(calibration, output)
+    console.print(f"written   {output}")
 
 
 @app.command()

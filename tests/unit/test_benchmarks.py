@@ -9,6 +9,7 @@ import pytest
 from rich.console import Console
 
 from benchmarks import output, storing
+from benchmarks.calibrating import Calibrated
 from benchmarks.network import NetworkTimes
 from benchmarks.programs import Peer, ProgramFailed, ProgramMissing, find_program, wait_until
 from benchmarks.reporting import Reporting, Way
@@ -22,6 +23,7 @@ def contender(name: str, aim: float | None = None, program: str = "sh") -> Conte
 OURSELVES = Times(contender(OURS), (1.0, 4.0, 2.0))
 SLOWER = Times(contender("slower", 1.5), (2.0, 8.0, 4.0))
 NETWORK = NetworkTimes("tiny 0", 2, 1, False, 0.01, 0.02, 0.03, 0.06)
+CALIBRATED = Calibrated("pad askew", (0.02, -0.07), (-0.3, 0.1), (0.4, 0.6), ("the rods were not found",))
 REPORTING = Reporting("Orthanc", (Way(0.1, 0.2, 0.3, 0.4, "measured"), Way(0.3, 0.2, 0.3, 0.4, "not_measurable")), 2.5)
 
 
@@ -63,16 +65,29 @@ def test_tables_say_units_aims_and_outcomes() -> None:
         output.store_table([OURSELVES, SLOWER], 300.0),
         output.reporting_table(REPORTING),
         output.network_table(NETWORK),
+        output.calibration_table([CALIBRATED]),
     ):
         console.print(table)
     text = console.export_text()
-    for words in ("2.00 (1.00-4.00)", "150", "2.00", "1.5", "measured, not measurable", "Median s", "none found"):
+    for words in (
+        "2.00 (1.00-4.00)",
+        "150",
+        "2.00",
+        "1.5",
+        "measured, not measurable",
+        "Median s",
+        "none found",
+        "0.070",
+        "0.300",
+        "0.50",
+        "1 failed",
+    ):
         assert words in text
 
 
 @pytest.mark.parametrize(
     "results",
-    [output.Results(), output.Results(300.0, (OURSELVES, SLOWER), REPORTING, NETWORK)],
+    [output.Results(), output.Results(300.0, (OURSELVES, SLOWER), REPORTING, NETWORK, (CALIBRATED,))],
     ids=["nothing", "everything"],
 )
 def test_results_are_written_as_json_and_picture(results: output.Results, tmp_path: Path) -> None:
@@ -80,4 +95,5 @@ def test_results_are_written_as_json_and_picture(results: output.Results, tmp_pa
     content = json.loads(document.read_text(encoding="utf-8"))
     assert [entry["ratio_to_node"] for entry in content["store"]["contenders"]] == [1.0, 2.0][: len(results.store)]
     assert (content["network"] is None) == (results.network is None)
+    assert [entry["worst_slope_percent"] for entry in content["calibration"]] == [0.07] * len(results.calibration)
     assert picture.read_bytes().startswith(b"\x89PNG")

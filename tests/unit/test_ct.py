@@ -7,9 +7,14 @@ import numpy as np
 import pytest
 import SimpleITK
 from numpy.typing import NDArray
+from pydicom import Dataset
+from pydicom.dataset import FileMetaDataset
+from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
 
 from training.anatomy.ct import (
+    AIR_HU,
     CtVolume,
+    UnusableCt,
     body_mask,
     mass_density_g_cm3,
     material_structures,
@@ -56,6 +61,129 @@ def write_series(
             image.SetMetaData(tag, value)
         writer.SetFileName(str(folder / f"{series_uid[-1]}_{number}.dcm"))
         writer.Execute(image)
+
+
+HEAD_FIRST = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0)
+
+
+def write_slices(
+    folder: Path,
+    hu: NDArray[np.float32],
+    positions_mm: NDArray[np.float64],
+    orientation: tuple[float, ...] = HEAD_FIRST,
+    **changes: Any,
+) -> Path:
+    """A CT series as a scanner writes it: stored values are 1024 above the HU, pixels 2 x 1 mm, files in no order.
+
+    Args:
+        hu: (slices, rows, columns).
+        positions_mm: (slices, 3) Image Position (Patient).
+        changes: attributes by keyword, in every slice; None leaves one out.
+    """
+    folder.mkdir(exist_ok=True)
+    series = generate_uid(entropy_srcs=[str(folder)])
+    for number, (image, position) in enumerate(zip(hu, positions_mm, strict=True)):
+        dataset = Dataset()
+        # SOP Common, General Series, Frame of Reference
+        dataset.SOPClassUID = CTImageStorage
+        dataset.SOPInstanceUID = f"{series}.{number}"
+        dataset.StudyInstanceUID, dataset.SeriesInstanceUID = f"{series}.100", series
+        dataset.Modality = "CT"
+        # Image Plane, CT Image, Image Pixel
+        dataset.ImageType = ["ORIGINAL", "PRIMARY", "AXIAL"]
+        dataset.ImagePositionPatient = [round(float(value), 4) for value in position]
+        dataset.ImageOrientationPatient = [round(value, 6) for value in orientation]
+        dataset.PixelSpacing = [2.0, 1.0]
+        dataset.InstanceNumber = 100 - number
+        dataset.KVP = 100
+        dataset.RescaleSlope, dataset.RescaleIntercept, dataset.RescaleType = 1, -1024, "HU"
+        dataset.SamplesPerPixel, dataset.PhotometricInterpretation = 1, "MONOCHROME2"
+        dataset.Rows, dataset.Columns = image.shape
+        dataset.BitsAllocated, dataset.BitsStored, dataset.HighBit, dataset.PixelRepresentation = 16, 16, 15, 0
+        dataset.PixelData = (np.rint(image) + 1024).astype("<u2").tobytes()
+        for keyword, value in changes.items():
+            if value is None:
+                delattr(dataset, keyword)
+            else:
+                setattr(dataset, keyword, value)
+        dataset.file_meta = FileMetaDataset()
+        dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+        dataset.file_meta.MediaStorageSOPClassUID = dataset.SOPClassUID
+        dataset.file_meta.MediaStorageSOPInstanceUID = dataset.SOPInstanceUID
+        dataset.save_as(folder / f"{(7 * number) % 11}.dcm", enforce_file_format=True)
+    return folder
+
+
+def straight(count: int, step_mm: tuple[float, float, float] = (0.0, 0.0, 3.0)) -> NDArray[np.float64]:
+    return np.asarray(np.array([-2.0, -3.0, 1.0]) + np.arange(count)[:, None] * np.array(step_mm), np.float64)
+
+
+def ramp(count: int, rows: int = 8, columns: int = 9) -> NDArray[np.float32]:
+    """Every voxel has its own HU, from -500 on."""
+    return np.arange(count * rows * columns, dtype=np.float32).reshape(count, rows, columns) - 500.0
+
+
+def test_a_scanners_series_is_read_in_hounsfield_units_with_its_tube_voltage(tmp_path: Path) -> None:
+    ct = read_ct(write_slices(tmp_path / "ct", ramp(5), straight(5)))
+    np.testing.assert_array_equal(ct.hu, ramp(5))
+    np.testing.assert_allclose(ct.patient_from_voxel @ [1, 1, 1, 1], [-1.0, -1.0, 4.0, 1.0])
+    assert ct.kilovolt == 100.0
+
+
+def test_a_sagittal_series_lies_in_the_patient_as_its_geometry_says(tmp_path: Path) -> None:
+    orientation = (0.0, 1.0, 0.0, 0.0, 0.0, -1.0)  # columns to the back, rows to the feet, slices to the right
+    ct = read_ct(write_slices(tmp_path / "ct", ramp(4), straight(4, (2.5, 0.0, 0.0)), orientation))
+    for index in [(0, 0, 0), (8, 0, 0), (0, 7, 0), (3, 2, 3)]:
+        x, y, z, _ = ct.patient_from_voxel @ [*index, 1.0]
+        level, row, column = (x + 2.0) / 2.5, (1.0 - z) / 2.0, y + 3.0
+        expected = ramp(4)[round(level), round(row), round(column)]
+        assert ct.hu[index[2], index[1], index[0]] == expected
+
+
+def test_the_slices_of_a_tilted_gantry_are_put_upright(tmp_path: Path) -> None:
+    """Each slice is a linear function of the place, so that interpolation is exact: it must come back as that function."""
+    angle = np.radians(15.0)
+    orientation = (1.0, 0.0, 0.0, 0.0, float(np.cos(angle)), float(np.sin(angle)))
+    positions = straight(6, (0.0, 0.0, 4.0))  # the table moves level
+    axes = np.array(orientation).reshape(2, 3)
+    row, column = np.mgrid[:20, :12]
+    places = positions[:, None, None] + column[..., None] * axes[0] + 2.0 * row[..., None] * axes[1]
+    hu = (places @ [5.0, -7.0, 11.0]).astype(np.float32)
+    ct = read_ct(write_slices(tmp_path / "ct", hu, positions, orientation))
+    lengths_mm = np.linalg.norm(ct.patient_from_voxel[:3, :3], axis=0)
+    directions = ct.patient_from_voxel[:3, :3] / lengths_mm
+    np.testing.assert_allclose(directions.T @ directions, np.eye(3), atol=1e-5)
+    assert lengths_mm[2] == pytest.approx(4.0 * np.cos(angle), abs=1e-3)
+    z, y, x = np.nonzero(ct.hu != AIR_HU)
+    assert len(z) >= 6 * 19 * 12
+    found = (np.stack([x, y, z, np.ones_like(x)], axis=1) @ ct.patient_from_voxel.T)[:, :3] @ [5.0, -7.0, 11.0]
+    np.testing.assert_allclose(ct.hu[z, y, x], found, atol=1.0)  # stored as integers
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"RescaleIntercept": None}, "no Rescale Slope and Intercept"),
+        ({"RescaleType": "MGML"}, "values in 'MGML'"),
+        ({"RescaleIntercept": 0, "RescaleSlope": 2}, "rescale intercept .* was not applied"),
+        ({"Modality": "MR"}, "Modality 'MR', expected CT"),
+        ({"ImageType": ["ORIGINAL", "PRIMARY", "LOCALIZER"]}, "is a localizer"),
+        ({"PixelSpacing": None}, "cannot be stacked"),
+    ],
+)
+def test_a_series_that_is_no_ct_in_hounsfield_units_is_refused(
+    changes: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(UnusableCt, match=message):
+        read_ct(write_slices(tmp_path / "ct", ramp(3), straight(3), **changes))
+
+
+def test_slices_that_leave_the_line_are_refused(tmp_path: Path) -> None:
+    positions = straight(4)
+    positions[2:, 1] += 1.5  # patient moved, or two scans in one series; the distances stay nearly equal
+    positions[2:, 2] -= 0.4
+    with pytest.raises(UnusableCt, match=r"one straight line|distances between slices"):
+        read_ct(write_slices(tmp_path / "ct", ramp(4), positions))
 
 
 def test_nifti_comes_back_in_the_patient_frame_whatever_its_own_axes_are(tmp_path: Path) -> None:

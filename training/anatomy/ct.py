@@ -3,6 +3,7 @@
 The split is uncalibrated: good enough to draw a radiograph, not to measure a density.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,10 @@ from typing import Any
 import numpy as np
 import SimpleITK
 from numpy.typing import NDArray
+from pydicom import Dataset, dcmread
 from scipy import ndimage
 
+from dicomnode.errors import DicomNodeError
 from training.anatomy.volume import Structure
 
 sitk: Any = SimpleITK
@@ -27,6 +30,9 @@ CORTICAL_HU = 1524.0
 CORTICAL_MINERAL_G_CM3 = 1.083
 """Cortical bone: 1524 HU (Schneider 2000, table 3); 1.92 g/cm3 with 22.5 % calcium (ICRU-44), calcium being 39.9 % of
 hydroxyapatite."""
+AIR_HU = -1000.0
+LEAST_SHEAR_PX = 0.5
+"""Between first and last slice; less is rounding in the header."""
 METAL_HU = 2500.0
 """Above any bone (dense cortex reaches about 2000 HU), below where 12-bit scanners saturate (3071)."""
 METAL_G_CM3 = 4.54
@@ -41,23 +47,35 @@ class CtVolume:
     """(z, y, x) in Hounsfield units."""
     patient_from_voxel: NDArray[np.float64]
     """4 x 4: homogeneous voxel index (x, y, z) of a voxel's centre to patient mm (LPS)."""
+    kilovolt: float | None = None
+    """Tube voltage, KVP (0018,0060); None where the file does not say."""
+
+
+class UnusableCt(DicomNodeError, ValueError):
+    """A CT cannot be read as a volume in Hounsfield units; the message says why, and what to do."""
 
 
 def read_ct(path: Path) -> CtVolume:
     """Read a NIfTI file, or a folder that holds one DICOM CT series.
 
+    Slices are put in order by their position, never by number or file name. Those of a tilted gantry, which are shifted against
+    each other, are moved within their planes (`_upright`).
+
     Raises:
-        ValueError: no such file, no or several series, or slices that are not evenly spaced.
+        UnusableCt: no such file, no or several series, no CT, slices that are not evenly spaced or not parallel, or values that
+            are no Hounsfield units.
     """
     if path.is_dir():
-        image = _read_series(path)
+        ct = _read_series(path)
     elif path.is_file():
         image = sitk.ReadImage(str(path), sitk.sitkFloat32)
+        if image.GetDimension() != 3:
+            raise UnusableCt(f"{path} has {image.GetDimension()} dimensions, expected a volume")
+        ct = ct_from_image(image)
     else:
-        raise ValueError(f"{path} does not exist; expected a NIfTI file or a folder with one DICOM CT series")
-    if image.GetDimension() != 3:
-        raise ValueError(f"{path} has {image.GetDimension()} dimensions, expected a volume")
-    return ct_from_image(image)
+        raise UnusableCt(f"{path} does not exist; expected a NIfTI file or a folder with one DICOM CT series")
+    _check_range(ct.hu, path)
+    return ct
 
 
 def ct_from_image(image: Any) -> CtVolume:
@@ -88,36 +106,111 @@ def resampled(ct: CtVolume, voxel_mm: float) -> CtVolume:
     )
     low, high = float(ct.hu.min()), float(ct.hu.max())  # splines overshoot at metal
     hu = np.clip(np.asarray(sitk.GetArrayFromImage(fine), np.float32), low, high)
-    return CtVolume(hu, ct.patient_from_voxel @ np.diag([*(1.0 / factors), 1.0]))
+    return CtVolume(hu, ct.patient_from_voxel @ np.diag([*(1.0 / factors), 1.0]), ct.kilovolt)
 
 
-def _read_series(folder: Path) -> Any:
+def _check_range(hu: NDArray[np.float32], path: Path) -> None:
+    """Stored values without their rescale look like a CT, and would be off by 1000."""
+    if not np.isfinite(hu).all():
+        raise UnusableCt(f"{path} holds values that are no numbers")
+    if hu.min() >= 0 and hu.max() > 1000:
+        raise UnusableCt(
+            f"{path}: values from {hu.min():g} to {hu.max():g}, expected Hounsfield units, which are negative in air and fat:"
+            " the rescale intercept (as a rule -1024) was not applied"
+        )
+
+
+def _read_series(folder: Path) -> CtVolume:
     series = sitk.ImageSeriesReader.GetGDCMSeriesIDs(str(folder))
     if len(series) != 1:
-        raise ValueError(f"{folder} holds {len(series)} DICOM series, expected one: give each its own folder")
+        raise UnusableCt(f"{folder} holds {len(series)} DICOM series, expected one: give each its own folder")
+    files = sitk.ImageSeriesReader.GetGDCMSeriesFileNames(str(folder), series[0])  # sorted by position
+    if len(files) < 2:
+        raise UnusableCt(f"{folder} holds {len(files)} slice, expected a volume")
+    headers = [dcmread(file, stop_before_pixels=True) for file in files]
+    for file, header in zip(files, headers, strict=True):
+        _check_header(header, Path(file))
+    axes, positions_mm = _geometry(headers, folder)
     reader = sitk.ImageSeriesReader()
-    reader.SetFileNames(sitk.ImageSeriesReader.GetGDCMSeriesFileNames(str(folder), series[0]))
+    reader.SetFileNames(files)
     reader.SetOutputPixelType(sitk.sitkFloat32)
-    reader.MetaDataDictionaryArrayUpdateOn()
-    image = reader.Execute()
-    _check_even_spacing(reader, image.GetSize()[2], folder)
-    return image
+    hu = np.asarray(sitk.GetArrayFromImage(reader.Execute()), np.float32)
+    rows_mm, columns_mm = (float(spacing) for spacing in headers[0].PixelSpacing)
+    normal = np.cross(*axes)
+    step_mm = (positions_mm[-1] - positions_mm[0]) / (len(files) - 1)
+    matrix = np.eye(4)
+    matrix[:3, :3] = np.stack([axes[0] * columns_mm, axes[1] * rows_mm, normal * float(step_mm @ normal)], axis=1)
+    matrix[:3, 3] = positions_mm[0]
+    voltage = headers[0].get("KVP")
+    shift_px = (axes @ step_mm) / (columns_mm, rows_mm)
+    return _upright(CtVolume(hu, matrix, float(voltage) if voltage else None), shift_px)
 
 
-def _check_even_spacing(reader: Any, slices: int, folder: Path) -> None:
-    """A missing slice would squeeze the patient: SimpleITK only warns of it."""
-    if slices < 2:
-        raise ValueError(f"{folder} holds {slices} slice, expected a volume")
-    if not all(reader.HasMetaDataKey(index, "0020|0032") for index in range(slices)):
-        raise ValueError(f"{folder}: slices without Image Position (Patient), their order cannot be known")
-    texts = [reader.GetMetaData(index, "0020|0032") for index in range(slices)]
-    positions_mm = np.array([[float(number) for number in text.split("\\")] for text in texts])
-    steps_mm = np.linalg.norm(np.diff(positions_mm, axis=0), axis=1)
-    if np.ptp(steps_mm) > max(0.02 * float(np.median(steps_mm)), 0.02):
-        raise ValueError(
-            f"{folder}: distances between slices range from {steps_mm.min():.2f} to {steps_mm.max():.2f} mm, expected"
+def _check_header(header: Dataset, file: Path) -> None:
+    """Source: PS3.3 C.8.2.1, CT Image."""
+    if header.get("Modality") != "CT":
+        raise UnusableCt(f"{file}: Modality {header.get('Modality')!r}, expected CT")
+    if "LOCALIZER" in (header.get("ImageType") or ()):
+        raise UnusableCt(f"{file} is a localizer; expected axial slices: give the series its own folder")
+    if header.get("RescaleSlope") is None or header.get("RescaleIntercept") is None:
+        raise UnusableCt(
+            f"{file}: no Rescale Slope and Intercept, so that its values are no Hounsfield units; export the series anew"
+        )
+    if header.get("RescaleType", "HU") not in (
+        "HU",
+        "HU_MOD",
+        "US",
+        "",
+    ):  # US: unspecified, as some programs export a CT
+        raise UnusableCt(f"{file}: values in {header.RescaleType!r} (Rescale Type), expected HU")
+    if any(header.get(word) is None for word in ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing")):
+        raise UnusableCt(f"{file}: slices without position, orientation and pixel spacing cannot be stacked")
+
+
+def _geometry(headers: Sequence[Dataset], folder: Path) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Directions of rows and columns (2, 3), and the slices' positions (n, 3) in mm.
+
+    A missing slice would squeeze the patient: SimpleITK only warns of it.
+    """
+    orientations = np.array([[float(v) for v in header.ImageOrientationPatient] for header in headers])
+    spacings = np.array([[float(v) for v in header.PixelSpacing] for header in headers])
+    if np.ptp(orientations, axis=0).max() > 1e-3 or np.ptp(spacings, axis=0).max() > 1e-3:
+        raise UnusableCt(
+            f"{folder}: slices of several orientations or pixel spacings, expected one: two series are mixed"
+        )
+    positions_mm = np.array([[float(v) for v in header.ImagePositionPatient] for header in headers])
+    steps_mm = np.diff(positions_mm, axis=0)
+    distances_mm = np.linalg.norm(steps_mm, axis=1)
+    if np.ptp(distances_mm) > max(0.02 * float(np.median(distances_mm)), 0.02):
+        raise UnusableCt(
+            f"{folder}: distances between slices range from {distances_mm.min():.2f} to {distances_mm.max():.2f} mm, expected"
             " equal ones: a slice is missing or two series are mixed"
         )
+    mean_mm = steps_mm.mean(axis=0)
+    if np.abs(steps_mm - mean_mm).max() > max(0.02 * float(np.linalg.norm(mean_mm)), 0.02):
+        raise UnusableCt(f"{folder}: the slices do not follow one straight line; expected one table, one gantry angle")
+    return orientations[0].reshape(2, 3), positions_mm
+
+
+def _upright(ct: CtVolume, shift_px: NDArray[np.float64]) -> CtVolume:
+    """Undo the shear of a tilted gantry: move each slice within its plane, so that the stack is a box again.
+
+    The gantry leans, the table moves level: each slice's corner lies `shift_px` (columns, rows) further along its own plane than
+    the one before. Slices are interpolated linearly in their planes only, and widened by air so that nothing is cut off.
+    """
+    if np.abs(shift_px).max() * len(ct.hu) < LEAST_SHEAR_PX:
+        return ct
+    shifts = np.arange(len(ct.hu))[:, None] * shift_px[::-1]  # rows, columns
+    low, high = np.floor(shifts.min(axis=0)).astype(int), np.ceil(shifts.max(axis=0)).astype(int)
+    size = np.array(ct.hu.shape[1:]) + high - low
+    upright = np.full((len(ct.hu), *size), AIR_HU, np.float32)
+    for level, image in enumerate(ct.hu):
+        upright[level] = ndimage.affine_transform(
+            image, np.eye(2), low - shifts[level], tuple(size), order=1, mode="constant", cval=AIR_HU
+        )
+    matrix = ct.patient_from_voxel.copy()
+    matrix[:3, 3] = (ct.patient_from_voxel @ [low[1], low[0], 0, 1])[:3]
+    return CtVolume(upright, matrix, ct.kilovolt)
 
 
 def body_mask(ct: CtVolume) -> NDArray[np.bool_]:
@@ -128,7 +221,7 @@ def body_mask(ct: CtVolume) -> NDArray[np.bool_]:
     core = ndimage.minimum_filter(dense, tuple(width), mode="nearest")
     pieces, count = ndimage.label(core)
     if count == 0:
-        raise ValueError(
+        raise UnusableCt(
             f"no patient in the volume: nothing thicker than 6 mm above {BODY_HU:g} HU; are these CT values?"
         )
     largest = pieces == 1 + int(np.argmax(np.bincount(pieces.ravel())[1:]))

@@ -57,6 +57,8 @@ MASS_FRACTIONS: Mapping[str, Mapping[str, float]] = {
         "Ca": 0.225,
     },
     "air": {"C": 0.000124, "N": 0.755268, "O": 0.231781, "Ar": 0.012827},
+    # Adipose tissue 3 (0.93 g/cm3, rich in lipid) of Woodard and White 1986, doi:10.1259/0007-1285-59-708-1209
+    "adipose_3": {"H": 0.116, "C": 0.681, "N": 0.002, "O": 0.198, "Na": 0.001, "S": 0.001, "Cl": 0.001},
     # ICRU Report 46 (1992), Appendix A
     "red_marrow": {
         "H": 0.105,
@@ -70,6 +72,18 @@ MASS_FRACTIONS: Mapping[str, Mapping[str, float]] = {
         "Fe": 0.001,
     },
     "yellow_marrow": {"H": 0.115, "C": 0.644, "N": 0.007, "O": 0.231, "Na": 0.001, "S": 0.001, "Cl": 0.001},
+    "blood": {
+        "H": 0.102,
+        "C": 0.110,
+        "N": 0.033,
+        "O": 0.745,
+        "Na": 0.001,
+        "P": 0.001,
+        "S": 0.002,
+        "Cl": 0.003,
+        "K": 0.002,
+        "Fe": 0.001,
+    },
     # Implant alloys at nominal composition: ISO 5832-1 (316L), ISO 5832-4 (CoCr28Mo6)
     "stainless_steel": {"Fe": 0.655, "Cr": 0.18, "Ni": 0.14, "Mo": 0.025},
     "cobalt_chrome": {"Cr": 0.28, "Co": 0.66, "Mo": 0.06},
