@@ -138,10 +138,15 @@ class Typeface:
 
     def wrapped(self, words: str, width_px: float, size_px: float) -> list[str]:
         """Break a text into lines of at most `width_px`: between words, and between any two kana or kanji."""
-        lines = [""]
+        lines, estimate_px = [""], 0.0
         for piece in _pieces(words):
-            if lines[-1] and self.width_px((lines[-1] + piece).rstrip(), size_px) > width_px:
+            piece_px = self.width_px(piece, size_px)
+            estimate_px += piece_px
+            # Measuring whole lines is what takes time: only those that the sum of their pieces says to be nearly full.
+            nearly_full = lines[-1] and estimate_px > 0.97 * width_px
+            if nearly_full and self.width_px((lines[-1] + piece).rstrip(), size_px) > width_px:
                 lines.append("")
+                estimate_px = piece_px
             lines[-1] += piece if lines[-1] else piece.lstrip()
         return [line.rstrip() for line in lines]
 
