@@ -14,12 +14,12 @@ import typer
 from rich.console import Console
 from rich.status import Status
 
-from benchmarks import network, output, radiographs, reporting, storing
+from benchmarks import network, output, projector, radiographs, reporting, storing
 from benchmarks.programs import ProgramFailed, ProgramMissing, find_program
 from dicomnode.errors import DicomNodeError
 from dicomnode.inference.bundle import SHIPPED
 
-PARTS = ("store", "reporting", "network")
+PARTS = ("store", "reporting", "network", "projector")
 TERMINATED = 128 + signal.SIGTERM
 console = Console()
 
@@ -28,7 +28,7 @@ def main(
     parts: Annotated[
         list[str] | None, typer.Argument(help=f"Of {', '.join(PARTS)}; default: all.", metavar="PART...")
     ] = None,
-    rounds: Annotated[int, typer.Option(min=1, help="Rounds of the C-STORE comparison.")] = 5,
+    rounds: Annotated[int, typer.Option(min=1, help="Rounds of the C-STORE and projector comparisons.")] = 5,
     images: Annotated[int, typer.Option(min=1, max=100, help="Radiographs of 15 MB sent in each round.")] = 20,
     reports: Annotated[int, typer.Option(min=1, max=100, help="Radiographs that are followed to their report.")] = 10,
     model: Annotated[Path, typer.Option(help="Model bundle.")] = SHIPPED,
@@ -36,7 +36,7 @@ def main(
         "runs/benchmarks"
     ),
 ) -> None:
-    """Measure C-STORE against storescp and Orthanc, the time to the report, and the networks."""
+    """Measure C-STORE against storescp and Orthanc, the time to the report, the networks, and the projector against others."""
     signal.signal(signal.SIGTERM, _terminate)
     chosen = parts or list(PARTS)
     unknown = sorted(set(chosen) - set(PARTS))
@@ -55,6 +55,8 @@ def main(
             if "network" in chosen:
                 told("running the networks")
                 measured |= _attempt("network", lambda: _network(files[0], model))
+        if "projector" in chosen:
+            measured |= _attempt("projector", lambda: _projector(rounds, told))
     results = output.Results(**measured)  # type: ignore[arg-type]
     for path in output.write(folder, results):
         console.print(f"written   {path}")
@@ -104,6 +106,19 @@ def _network(file: Path, model: Path) -> dict[str, object]:
     measured = network.time_networks(file, model)
     console.print(output.network_table(measured))
     return {"network": measured}
+
+
+def _projector(rounds: int, told: Callable[[str], None]) -> dict[str, object]:
+    told("making the ellipsoid")
+    times = projector.compare(
+        projector.make_scene(),
+        projector.CONTENDERS,
+        rounds,
+        told,
+        lambda why: console.print(f"[yellow]skipped[/]   {why}", soft_wrap=True),
+    )
+    console.print(output.projector_table(times))
+    return {"projector": tuple(times)}
 
 
 def _made(folder: Path) -> Path:
