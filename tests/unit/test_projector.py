@@ -135,7 +135,7 @@ def test_what_lies_behind_the_detector_is_not_seen(tilt_deg: float) -> None:
     values = random_volume(shape, 7)
     beam = anteroposterior(np.zeros(3), 500.0, 399.6, 1.0, (24, 24))  # the detector cuts through the middle
     fast, reference = (project(values, affine, beam, backend=backend) for backend in BACKENDS)
-    np.testing.assert_allclose(fast, reference, atol=0.06 * reference.max())  # a plane counts whole or not at all
+    np.testing.assert_allclose(fast, reference, atol=0.06 * reference.max())  # a voxel counts whole or not at all
     assert fast.max() < 0.6 * project(values, affine, anteroposterior(np.zeros(3), 700.0, 399.6, 1.0, (24, 24))).max()
 
 

@@ -16,7 +16,7 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
-from training.projection.geometry import Beam, ConeBeam, ParallelBeam, detector_depths, rays_mm
+from training.projection.geometry import Beam, ParallelBeam, rays_mm
 
 PITCH = 1 / 3
 """Distance of the base plane's samples in voxels of the farthest plane; in nearer planes they lie closer."""
@@ -37,8 +37,6 @@ class View:
 
     order: tuple[int, int, int]
     """Axes of a (z, y, x) volume: across the planes, rows, columns."""
-    planes: NDArray[np.int64]
-    """Those before the detector."""
     scale: NDArray[np.float64]
     """(planes,)"""
     offset: NDArray[np.float64]
@@ -60,8 +58,8 @@ def view_grid(shape: tuple[int, ...], patient_from_voxel: NDArray[np.float64], b
     """See a grid of `shape` (z, y, x) from the source.
 
     Returns:
-        None where one base plane will not do: the grid reaches level with the source, the detector cuts through its planes,
-        or rays cross them at a flat angle.
+        None where one base plane will not do: the grid reaches level with the source, or rays cross its planes at a flat
+        angle.
     """
     voxel_from_patient = np.linalg.inv(patient_from_voxel)[:3]
     starts_mm, rays = rays_mm(beam)
@@ -72,11 +70,6 @@ def view_grid(shape: tuple[int, ...], patient_from_voxel: NDArray[np.float64], b
     order = (axis, *(other for other in range(3) if other != axis))
     start, ray = start[list(order)], ray[list(order)]
     planes = np.arange(shape[axis])
-    if not isinstance(beam, ParallelBeam):
-        nearest, farthest = _detector_depths(shape, axis, patient_from_voxel, beam)
-        if ((nearest <= 1) & (farthest > 1)).any() or (nearest > 1).all():
-            return None
-        planes = planes[farthest <= 1]
     base = planes[-1] if central[axis] > 0 else planes[0]
     if isinstance(beam, ParallelBeam):
         steepness = ray[1:, 2] / ray[0, 2]
@@ -97,19 +90,7 @@ def view_grid(shape: tuple[int, ...], patient_from_voxel: NDArray[np.float64], b
         return None
     first = np.floor(low / PITCH).astype(np.int64)
     rows, columns = np.maximum(np.ceil(high / PITCH).astype(np.int64) + 1 - first, 0)
-    return View(order, planes, scale, offset, base_from_pixel, rays, first, (int(rows), int(columns)))  # type: ignore[arg-type]
-
-
-def _detector_depths(
-    shape: tuple[int, ...], axis: int, patient_from_voxel: NDArray[np.float64], beam: ConeBeam
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """(planes,) least and greatest `detector_depths` of the voxels in each plane across `axis`."""
-    corners = np.array([[z, y, x] for z in (-1.0, shape[0]) for y in (-1.0, shape[1]) for x in (-1.0, shape[2])])
-    points = np.repeat(corners[None], shape[axis], axis=0)
-    points[:, :, axis] = np.arange(shape[axis])[:, None]
-    points_mm = points[..., ::-1] @ patient_from_voxel[:3, :3].T + patient_from_voxel[:3, 3]
-    depths = detector_depths(points_mm, beam)
-    return depths.min(1), depths.max(1)
+    return View(order, scale, offset, base_from_pixel, rays, first, (int(rows), int(columns)))  # type: ignore[arg-type]
 
 
 def _shared_footprint(
@@ -149,7 +130,7 @@ def integrate(
     for volume, sums in zip(volumes, base, strict=True):
         contiguous, strides = _contiguous_columns(volume, view.order)
         draw(
-            contiguous[view.planes[0] * strides[0] :],
+            contiguous,
             strides,
             view.scale,
             view.offset[:, 0],
@@ -165,7 +146,7 @@ def integrate(
 def _contiguous_columns(
     volume: NDArray[np.float32], order: tuple[int, int, int]
 ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """Flat memory whose columns are neighbours, and its steps (planes, rows, columns) with the rows' number at last."""
+    """Flat memory whose columns are neighbours; its steps from plane to plane and from row to row, and the number of rows."""
     if order[2] != 2:
         turned = np.empty([volume.shape[axis] for axis in order], np.float32)
         for row, section in enumerate(volume):  # one by one: small enough for the cache

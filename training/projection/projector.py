@@ -1,9 +1,9 @@
 """Line integrals through a voxel volume: what a detector would see of one structure.
 
 Two backends stand behind `project`. "reference" samples the trilinear interpolant finely along each ray: slow, plain,
-for tests and for unusual geometries. "fast" sums voxel planes (`training.projection.planes`): compiled, for use; where
-its single base plane will not do (a grid that reaches the source or behind the detector), it gives way to the reference.
-For gradients, and on CUDA: `training.projection.differentiable`.
+for tests and unusual geometries. "fast" sums voxel planes (`training.projection.planes`): compiled, for use; it gives way
+to the reference where a grid reaches level with the source or rays cross its planes flat. For gradients, and on CUDA, see
+`training.projection.differentiable`.
 """
 
 from collections.abc import Sequence
@@ -14,7 +14,14 @@ from numpy.typing import NDArray
 from scipy.ndimage import map_coordinates
 
 from training.anatomy.volume import Structure
-from training.projection.geometry import Beam, ParallelBeam, detector_axes_mm, detector_from_patient, rays_mm
+from training.projection.geometry import (
+    Beam,
+    ParallelBeam,
+    detector_axes_mm,
+    detector_depths,
+    detector_from_patient,
+    rays_mm,
+)
 from training.projection.planes import CM_PER_MM, integrate, view_grid
 
 Backend = Literal["fast", "reference"]
@@ -33,7 +40,8 @@ def project(
     """Integrate a volume along the ray to each detector pixel.
 
     Voxels are samples at their centres, interpolated in between and falling to zero within one voxel of the grid's
-    border, so that the mass of a grid is the sum of its voxels times the voxel volume.
+    border, so that the mass of a grid is the sum of its voxels times the voxel volume. What lies behind the source or the
+    detector of a cone beam is not seen.
 
     Args:
         values: (z, y, x), for instance in g/cm3.
@@ -73,7 +81,7 @@ def project_volumes(
         raise ValueError("patient_from_voxel is singular: check the voxel spacing and the direction cosines")
     view = view_grid(shape, patient_from_voxel, beam) if backend == "fast" else None
     if view is not None:
-        return integrate(volumes, view, beam.shape, parallel)
+        return integrate(_before_detector(volumes, patient_from_voxel, beam), view, beam.shape, parallel)
     return np.stack([_reference(values, patient_from_voxel, beam) for values in volumes])
 
 
@@ -112,6 +120,22 @@ def object_plane_pixel_area_cm2(beam: Beam, object_mm: NDArray[np.float64]) -> f
             float((normal @ (object_mm - beam.source_mm)) / (normal @ (beam.detector_origin_mm - beam.source_mm))) ** 2
         )
     return area_mm2 * CM_PER_MM**2
+
+
+def _before_detector(
+    volumes: Sequence[NDArray[np.float32]], patient_from_voxel: NDArray[np.float64], beam: Beam
+) -> Sequence[NDArray[np.float32]]:
+    """Empty the voxels whose centres lie behind the detector."""
+    if isinstance(beam, ParallelBeam):
+        return volumes
+    nz, ny, nx = volumes[0].shape
+    first_mm = patient_from_voxel[:3, 3]
+    start, *steps = detector_depths(np.vstack([first_mm, first_mm + patient_from_voxel[:3, :3].T]), beam)
+    x, y, z = (np.arange(size) * (step - start) for size, step in zip((nx, ny, nz), steps, strict=True))
+    if start + sum(axis.max() for axis in (x, y, z)) <= 1:
+        return volumes
+    before = start + x + y[:, None] + z[:, None, None] <= 1
+    return [np.where(before, values, np.float32(0.0)) for values in volumes]
 
 
 def _reference(values: NDArray[np.float32], patient_from_voxel: NDArray[np.float64], beam: Beam) -> NDArray[np.float32]:
