@@ -56,7 +56,7 @@ lint: $(VENV)/development.stamp  ## ruff, mypy --strict, import-linter
 	@$(BIN)/lint-imports
 
 .PHONY: bench
-bench: $(VENV)/development.stamp  ## C-STORE against storescp and Orthanc, seconds to the report, network seconds, calibration
+bench: $(VENV)/development.stamp  ## C-STORE and projector against others, seconds to the report, network seconds, calibration
 	@$(BIN)/python -m benchmarks
 
 .PHONY: evaluate

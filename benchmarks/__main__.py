@@ -14,12 +14,12 @@ import typer
 from rich.console import Console
 from rich.status import Status
 
-from benchmarks import calibrating, network, output, radiographs, reporting, storing
+from benchmarks import calibrating, network, output, projector, radiographs, reporting, storing
 from benchmarks.programs import ProgramFailed, ProgramMissing, find_program
 from dicomnode.errors import DicomNodeError
 from dicomnode.inference.bundle import SHIPPED
 
-PARTS = ("store", "reporting", "network", "calibration")
+PARTS = ("store", "reporting", "network", "projector", "calibration")
 TERMINATED = 128 + signal.SIGTERM
 console = Console()
 
@@ -28,7 +28,7 @@ def main(
     parts: Annotated[
         list[str] | None, typer.Argument(help=f"Of {', '.join(PARTS)}; default: all.", metavar="PART...")
     ] = None,
-    rounds: Annotated[int, typer.Option(min=1, help="Rounds of the C-STORE comparison.")] = 5,
+    rounds: Annotated[int, typer.Option(min=1, help="Rounds of the C-STORE and projector comparisons.")] = 5,
     images: Annotated[int, typer.Option(min=1, max=100, help="Radiographs of 15 MB sent in each round.")] = 20,
     reports: Annotated[int, typer.Option(min=1, max=100, help="Radiographs that are followed to their report.")] = 10,
     volumes: Annotated[
@@ -39,7 +39,7 @@ def main(
         "runs/benchmarks"
     ),
 ) -> None:
-    """Measure C-STORE against storescp and Orthanc, the time to the report, the networks, and the calibration of CTs."""
+    """C-STORE against storescp and Orthanc, the time to the report, the networks, the projector against others, calibration."""
     signal.signal(signal.SIGTERM, _terminate)
     chosen = parts or list(PARTS)
     unknown = sorted(set(chosen) - set(PARTS))
@@ -61,6 +61,8 @@ def main(
             if "network" in chosen:
                 told("running the networks")
                 measured |= _attempt("network", lambda: _network(files[0], model), failed)
+        if "projector" in chosen:
+            measured |= _attempt("projector", lambda: _projector(rounds, told), failed)
         if "calibration" in chosen:
             measured |= _attempt("calibration", lambda: _calibration(volumes, told), failed)
     results = output.Results(**measured)  # type: ignore[arg-type]
@@ -121,6 +123,19 @@ def _calibration(volumes: int, told: Callable[[str], None]) -> dict[str, object]
     measured = calibrating.calibrate(volumes, told)
     console.print(output.calibration_table(measured))
     return {"calibration": measured}
+
+
+def _projector(rounds: int, told: Callable[[str], None]) -> dict[str, object]:
+    told("making the ellipsoid")
+    times = projector.compare(
+        projector.make_scene(),
+        projector.CONTENDERS,
+        rounds,
+        told,
+        lambda why: console.print(f"[yellow]skipped[/]   {why}", soft_wrap=True),
+    )
+    console.print(output.projector_table(times))
+    return {"projector": tuple(times)}
 
 
 def _made(folder: Path) -> Path:

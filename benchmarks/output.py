@@ -14,8 +14,10 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from rich.table import Table
 
+from benchmarks import projector
 from benchmarks.calibrating import Calibrated
 from benchmarks.network import NetworkTimes
+from benchmarks.projector import ProjectorTimes
 from benchmarks.reporting import STAGES, Reporting
 from benchmarks.storing import OURS, Times, ratio
 from dicomnode import __version__
@@ -33,6 +35,7 @@ class Results:
     reporting: Reporting | None = None
     network: NetworkTimes | None = None
     calibration: tuple[Calibrated, ...] = ()
+    projector: tuple[ProjectorTimes, ...] = ()
 
 
 def store_table(times: Sequence[Times], megabytes: float) -> Table:
@@ -123,6 +126,35 @@ def calibration_table(measured: Sequence[Calibrated]) -> Table:
     return table
 
 
+def projector_table(times: Sequence[ProjectorTimes]) -> Table:
+    """Projectors: seconds, ratio to ours, and the distance from the closed form."""
+    z, y, x = projector.SHAPE
+    rows, columns = projector.DETECTOR_SHAPE
+    title = f"Projection of an ellipsoid, {x} x {y} x {z} voxels onto {rows} x {columns} pixels"
+    table = Table("", title=title, title_justify="left", caption_justify="left", min_width=len(title))
+    for heading in ("Seconds", "Ratio", "CPU s", "CPU ratio", "Aim", "Mass %", "Worst ray %"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    ours = next(entry for entry in times if entry.name == projector.OURS)
+    for entry in times:
+        compared = projector.ratio(ours, entry)
+        colour = None if entry.aim is None else "green" if compared >= entry.aim else "red"
+        table.add_row(
+            entry.name,
+            f"{entry.median_s:.3f}",
+            f"[{colour}]{compared:.2f}[/]" if colour else f"{compared:.2f}",
+            f"{entry.median_cpu_s:.3f}",
+            f"{projector.cpu_ratio(ours, entry):.2f}",
+            f"{entry.aim:.1f}" if entry.aim else "",
+            f"{100 * entry.mass_error:+.4f}",
+            f"{100 * entry.ray_error:.3f}",
+        )
+    table.caption = (
+        "Ratio: its time to ours in the same round, median. CPU: all threads of the process together. Errors: of the closed"
+        " form, the worst ray among those within 0.9 of the way to the surface."
+    )
+    return table
+
+
 def write(folder: Path, results: Results) -> list[Path]:
     """Write results.json and results.png; give their paths."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -170,6 +202,7 @@ def as_dict(results: Results) -> dict[str, Any]:
             }
             for entry in results.calibration
         ],
+        "projector": [asdict(entry) for entry in results.projector],
     }
 
 

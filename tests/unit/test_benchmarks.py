@@ -5,15 +5,18 @@ from contextlib import nullcontext
 from io import StringIO
 from pathlib import Path
 
+import numpy as np
 import pytest
 from rich.console import Console
 
-from benchmarks import output, storing
+from benchmarks import output, projector, storing
 from benchmarks.calibrating import Calibrated
 from benchmarks.network import NetworkTimes
 from benchmarks.programs import Peer, ProgramFailed, ProgramMissing, find_program, wait_until
+from benchmarks.projector import ProjectorTimes
 from benchmarks.reporting import Reporting, Way
 from benchmarks.storing import OURS, Contender, Times, ratio
+from training.projection.geometry import anteroposterior
 
 
 def contender(name: str, aim: float | None = None, program: str = "sh") -> Contender:
@@ -25,6 +28,10 @@ SLOWER = Times(contender("slower", 1.5), (2.0, 8.0, 4.0))
 NETWORK = NetworkTimes("tiny 0", 2, 1, False, 0.01, 0.02, 0.03, 0.06)
 CALIBRATED = Calibrated("pad askew", (0.02, -0.07), (-0.3, 0.1), (0.4, 0.6), ("the rods were not found",))
 REPORTING = Reporting("Orthanc", (Way(0.1, 0.2, 0.3, 0.4, "measured"), Way(0.3, 0.2, 0.3, 0.4, "not_measurable")), 2.5)
+PROJECTORS = (
+    ProjectorTimes(projector.OURS, (0.1, 0.4), (0.2, 0.4), 0.001, 0.002, None),
+    ProjectorTimes("another", (0.2, 1.2), (0.2, 0.8), -0.25, 0.5, 3.0),
+)
 
 
 def test_a_ratio_compares_within_each_round() -> None:
@@ -59,6 +66,25 @@ def test_waiting_ends_with_a_failure() -> None:
         wait_until(lambda: False, 0.0, "the sky did not fall")
 
 
+def test_projectors_take_turns_and_are_judged_by_the_closed_form() -> None:
+    exact = np.array([[1.0, 2.0], [3.0, 4.0]])
+    beam = anteroposterior(np.zeros(3), 2.0, 1.0, 1.0, (2, 2))
+    scene = projector.Scene(
+        np.zeros((1, 1, 1), np.float32), np.eye(4), beam, exact, np.array([[0.0, 0.5], [0.5, 0.95]])
+    )
+    image = np.array([[1.0, 2.2], [3.0, 3.8]], np.float32)  # the last ray all but misses: only its mass counts
+    contenders = [
+        projector.Contender("here", None, lambda _: lambda: image),
+        projector.Contender("absent", "no-such-distribution", lambda _: lambda: image),
+    ]
+    said: list[str] = []
+    (times,) = projector.compare(scene, contenders, 3, lambda _: None, said.append)
+    assert said == ["absent: no-such-distribution is not installed (pip install no-such-distribution)"]
+    assert len(times.seconds) == 3
+    assert times.mass_error == pytest.approx(0.0, abs=1e-7)
+    assert times.ray_error == pytest.approx(0.1, rel=1e-5)
+
+
 def test_tables_say_units_aims_and_outcomes() -> None:
     console = Console(width=160, record=True, file=StringIO())
     for table in (
@@ -66,6 +92,7 @@ def test_tables_say_units_aims_and_outcomes() -> None:
         output.reporting_table(REPORTING),
         output.network_table(NETWORK),
         output.calibration_table([CALIBRATED]),
+        output.projector_table(PROJECTORS),
     ):
         console.print(table)
     text = console.export_text()
@@ -81,13 +108,15 @@ def test_tables_say_units_aims_and_outcomes() -> None:
         "0.300",
         "0.50",
         "1 failed",
+        "2.50",
+        "-25.0000",
     ):
         assert words in text
 
 
 @pytest.mark.parametrize(
     "results",
-    [output.Results(), output.Results(300.0, (OURSELVES, SLOWER), REPORTING, NETWORK, (CALIBRATED,))],
+    [output.Results(), output.Results(300.0, (OURSELVES, SLOWER), REPORTING, NETWORK, (CALIBRATED,), PROJECTORS)],
     ids=["nothing", "everything"],
 )
 def test_results_are_written_as_json_and_picture(results: output.Results, tmp_path: Path) -> None:

@@ -14,7 +14,13 @@ from training.projection.geometry import (
     detector_axes_mm,
     detector_from_patient,
 )
-from training.projection.projector import Backend, object_plane_pixel_area_cm2, project, project_structures
+from training.projection.projector import (
+    Backend,
+    object_plane_pixel_area_cm2,
+    project,
+    project_structures,
+    project_volumes,
+)
 
 BACKENDS: tuple[Backend, ...] = ("fast", "reference")
 
@@ -103,6 +109,34 @@ def test_a_ball_under_a_cone_beam_has_the_solid_angle_integral_of_its_closed_for
     d, r = source_distance_mm, radius_mm
     expected_mm = 2 * np.pi * (r - (d * d - r * r) / (2 * d) * np.log((d + r) / (d - r)))
     assert float((seen_cm * solid_angle).sum()) * 10 == pytest.approx(expected_mm, rel=2e-3)
+
+
+@pytest.mark.parametrize("turned_deg", [(0.0, 0.0, 0.0), (12.0, -9.0, 31.0)])
+def test_a_ball_of_120_voxels_is_right_to_half_a_per_mille_in_mass_and_half_a_per_cent_in_each_ray(
+    turned_deg: tuple[float, float, float],
+) -> None:
+    shape, radius_mm, density = (126, 126, 126), 60.0, 1.2
+    affine = grid(shape, (1.0, 1.0, 1.0), Rotation.from_euler("xyz", turned_deg, degrees=True))
+    values = density * ball(shape, affine, radius_mm)
+    flat = parallel_beam(0.9, (150, 150))
+    seen_g = project(values, affine, flat).sum(dtype=np.float64) * object_plane_pixel_area_cm2(flat, np.zeros(3))
+    assert seen_g == pytest.approx(density * 4 / 3 * np.pi * 6.0**3, rel=5e-4)
+    cone = anteroposterior(np.zeros(3), 1150.0, 1000.0, 0.9, (150, 150))
+    distance_mm = ray_distance_to_origin_mm(cone)
+    inner = distance_mm < 0.8 * radius_mm  # farther out, the voxels themselves are no ball to half a per cent
+    chord_g_cm2 = density * 0.2 * np.sqrt(radius_mm**2 - distance_mm[inner] ** 2)
+    np.testing.assert_allclose(project(values, affine, cone)[inner], chord_g_cm2, rtol=5e-3)
+
+
+@pytest.mark.parametrize("tilt_deg", [0.0, 10.0])
+def test_what_lies_behind_the_detector_is_not_seen(tilt_deg: float) -> None:
+    shape = (14, 40, 16)
+    affine = grid(shape, (1.0, 1.0, 1.0), Rotation.from_euler("x", tilt_deg, degrees=True), (0.0, 100.0, 0.0))
+    values = random_volume(shape, 7)
+    beam = anteroposterior(np.zeros(3), 500.0, 399.6, 1.0, (24, 24))  # the detector cuts through the middle
+    fast, reference = (project(values, affine, beam, backend=backend) for backend in BACKENDS)
+    np.testing.assert_allclose(fast, reference, atol=0.06 * reference.max())  # a voxel counts whole or not at all
+    assert fast.max() < 0.6 * project(values, affine, anteroposterior(np.zeros(3), 700.0, 399.6, 1.0, (24, 24))).max()
 
 
 @pytest.mark.parametrize("depth_mm", [-60.0, 0.0, 60.0])
@@ -249,6 +283,19 @@ def test_structures_are_projected_by_name_and_pieces_of_one_name_add_up() -> Non
     assert sorted(images) == ["femur", "pelvis"]
     np.testing.assert_allclose(images["femur"], images["pelvis"], atol=1e-6)
     assert images["pelvis"].max() == pytest.approx(2.0, rel=1e-4)
+
+
+@pytest.mark.parametrize("view_deg", [0.0, 90.0])
+def test_volumes_of_one_grid_in_one_pass_are_what_each_is_alone(view_deg: float) -> None:
+    shape = (21, 27, 24)
+    affine = grid(shape, (1.0, 1.3, 1.1), Rotation.from_euler("z", view_deg, degrees=True) * OBLIQUE)
+    volumes = [random_volume(shape, seed) for seed in (8, 9, 10)]
+    beam = anteroposterior(np.zeros(3), 1000.0, 850.0, 1.0, (50, 44))
+    together = project_volumes(volumes, affine, beam)
+    for image, values in zip(together, volumes, strict=True):
+        np.testing.assert_array_equal(image, project(values, affine, beam))
+    with pytest.raises(ValueError, match="the same for all"):
+        project_volumes([volumes[0], volumes[1][1:]], affine, beam)
 
 
 def test_a_volume_that_is_none_is_refused() -> None:

@@ -55,6 +55,35 @@ def detector_axes_mm(beam: Beam) -> tuple[NDArray[np.float64], NDArray[np.float6
     return row_mm * np.asarray(beam.row_direction), column_mm * np.asarray(beam.column_direction)
 
 
+def rays_mm(beam: Beam) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Rays of the pixels as `starts @ (row, column, 1) + t * (directions @ (row, column, 1))` in patient mm.
+
+    Under a cone beam t runs from 0 at the source to 1 at the detector; under a parallel one t is the distance in mm behind
+    the detector, and has no bounds.
+
+    Returns:
+        starts and directions, each 3 x 3.
+    """
+    row_axis, column_axis = detector_axes_mm(beam)
+    nothing = np.zeros(3)
+    if isinstance(beam, ParallelBeam):
+        return (
+            np.stack([row_axis, column_axis, beam.detector_origin_mm], axis=1),
+            np.stack([nothing, nothing, np.asarray(beam.direction)], axis=1),
+        )
+    return (
+        np.stack([nothing, nothing, beam.source_mm], axis=1),
+        np.stack([row_axis, column_axis, beam.detector_origin_mm - beam.source_mm], axis=1),
+    )
+
+
+def detector_depths(points_mm: NDArray[np.float64], beam: ConeBeam) -> NDArray[np.float64]:
+    """(...) distances of points (..., 3) from the source, along the detector's normal: 0 at the source, 1 at the detector."""
+    normal = np.cross(*detector_axes_mm(beam))
+    depths = (points_mm - beam.source_mm) @ normal / ((beam.detector_origin_mm - beam.source_mm) @ normal)
+    return np.asarray(depths, np.float64)
+
+
 def detector_from_patient(points_mm: NDArray[np.float64], beam: Beam) -> NDArray[np.float64]:
     """Project points onto the detector.
 

@@ -1,30 +1,32 @@
 """Line integrals through a voxel volume: what a detector would see of one structure.
 
 Two backends stand behind `project`. "reference" samples the trilinear interpolant finely along each ray: slow, plain,
-for tests. "fast" steps from voxel plane to voxel plane along the ray's dominant axis and interpolates bilinearly in
-each plane: compiled, for use.
-
-Source: Joseph 1982, doi:10.1109/TMI.1982.4307572 (plane-by-plane line integrals).
+for tests and unusual geometries. "fast" sums voxel planes (`training.projection.planes`): compiled, for use; it gives way
+to the reference where a grid reaches level with the source or rays cross its planes flat. For gradients, and on CUDA, see
+`training.projection.differentiable`.
 """
 
-from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from collections.abc import Sequence
+from typing import Literal
 
-import numba
 import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import map_coordinates
 
 from training.anatomy.volume import Structure
-from training.projection.geometry import Beam, ParallelBeam, detector_axes_mm, detector_from_patient
+from training.projection.geometry import (
+    Beam,
+    ParallelBeam,
+    detector_axes_mm,
+    detector_depths,
+    detector_from_patient,
+    rays_mm,
+)
+from training.projection.planes import CM_PER_MM, integrate, view_grid
 
 Backend = Literal["fast", "reference"]
 Window = tuple[int, int, int, int]
 """First row, row after the last, first column, column after the last."""
-
-CM_PER_MM = 0.1
-EDGE_VOXELS = 1e-3
-"""Rays are cut this far inside the zero border, so that rounding can never index beyond it."""
 
 
 def project(
@@ -38,7 +40,8 @@ def project(
     """Integrate a volume along the ray to each detector pixel.
 
     Voxels are samples at their centres, interpolated in between and falling to zero within one voxel of the grid's
-    border, so that the mass of a grid is the sum of its voxels times the voxel volume.
+    border, so that the mass of a grid is the sum of its voxels times the voxel volume. What lies behind the source or the
+    detector of a cone beam is not seen.
 
     Args:
         values: (z, y, x), for instance in g/cm3.
@@ -51,37 +54,60 @@ def project(
     Raises:
         ValueError: the volume is not three-dimensional or the affine cannot be inverted.
     """
-    if values.ndim != 3:
-        raise ValueError(f"seen a volume of shape {values.shape}, expected (z, y, x)")
+    image: NDArray[np.float32] = project_volumes(
+        [values], patient_from_voxel, beam, backend=backend, parallel=parallel
+    )[0]
+    return image
+
+
+def project_volumes(
+    volumes: Sequence[NDArray[np.float32]],
+    patient_from_voxel: NDArray[np.float64],
+    beam: Beam,
+    *,
+    backend: Backend = "fast",
+    parallel: bool = True,
+) -> NDArray[np.float32]:
+    """Project several volumes of one grid in one pass; arguments and errors are those of `project`.
+
+    Returns:
+        (volumes, rows, columns)
+    """
+    shape = volumes[0].shape
+    if len(shape) != 3 or any(values.shape != shape for values in volumes):
+        seen = ", ".join(str(values.shape) for values in volumes)
+        raise ValueError(f"seen volumes of shape {seen}, expected (z, y, x), the same for all")
     if abs(np.linalg.det(patient_from_voxel[:3, :3])) < 1e-12:
         raise ValueError("patient_from_voxel is singular: check the voxel spacing and the direction cosines")
-    image = np.zeros(beam.shape, np.float32)
-    values, patient_from_voxel = _trimmed(values, patient_from_voxel)
-    window = _window(values.shape, patient_from_voxel, beam)
-    first_row, end_row, first_column, end_column = window
-    if first_row >= end_row or first_column >= end_column:
-        return image
-    integrate = _joseph if backend == "fast" else _trilinear
-    starts, steps, length_mm = _rays_in_voxels(patient_from_voxel, beam, window)
-    bounds = (-np.inf, np.inf) if isinstance(beam, ParallelBeam) else (0.0, 1.0)
-    integrals = integrate(values, starts, steps, bounds, parallel)
-    image[first_row:end_row, first_column:end_column] = integrals * (length_mm * CM_PER_MM)
-    return image
+    view = view_grid(shape, patient_from_voxel, beam) if backend == "fast" else None
+    if view is not None:
+        return integrate(_before_detector(volumes, patient_from_voxel, beam), view, beam.shape, parallel)
+    return np.stack([_reference(values, patient_from_voxel, beam) for values in volumes])
 
 
 def project_structures(
     structures: Sequence[Structure], beam: Beam, *, backend: Backend = "fast", parallel: bool = True
 ) -> dict[str, NDArray[np.float32]]:
-    """Project each structure on its own; structures of one name add up.
+    """Project each structure on its own; those that share a grid in one pass. Structures of one name add up.
 
     Returns:
         Name to (rows, columns): g/cm2 for a structure in g/cm3, cm for one in "1".
     """
     images: dict[str, NDArray[np.float32]] = {}
+    for group in _by_grid(structures):
+        volumes = [structure.values for structure in group]
+        seen = project_volumes(volumes, group[0].patient_from_voxel, beam, backend=backend, parallel=parallel)
+        for structure, image in zip(group, seen, strict=True):
+            images[structure.name] = images[structure.name] + image if structure.name in images else image
+    return {structure.name: images[structure.name] for structure in structures}
+
+
+def _by_grid(structures: Sequence[Structure]) -> list[list[Structure]]:
+    groups: dict[tuple[tuple[int, ...], bytes], list[Structure]] = {}
     for structure in structures:
-        image = project(structure.values, structure.patient_from_voxel, beam, backend=backend, parallel=parallel)
-        images[structure.name] = images[structure.name] + image if structure.name in images else image
-    return images
+        affine = np.ascontiguousarray(structure.patient_from_voxel, np.float64)
+        groups.setdefault((structure.values.shape, affine.tobytes()), []).append(structure)
+    return list(groups.values())
 
 
 def object_plane_pixel_area_cm2(beam: Beam, object_mm: NDArray[np.float64]) -> float:
@@ -96,23 +122,32 @@ def object_plane_pixel_area_cm2(beam: Beam, object_mm: NDArray[np.float64]) -> f
     return area_mm2 * CM_PER_MM**2
 
 
-def _trimmed(
-    values: NDArray[np.float32], patient_from_voxel: NDArray[np.float64]
-) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
-    """Leave out the empty margins of a volume; an empty one is left with a single voxel."""
-    rows_used = np.any(values, axis=2)
-    if not rows_used.any():
-        return values[:1, :1, :1], patient_from_voxel
-    z, y = _extent(np.any(rows_used, axis=1)), _extent(np.any(rows_used, axis=0))
-    x = _extent(np.any(values[z, y], axis=(0, 1)))
-    moved = np.eye(4)
-    moved[:3, 3] = x.start, y.start, z.start
-    return values[z, y, x], patient_from_voxel @ moved
+def _before_detector(
+    volumes: Sequence[NDArray[np.float32]], patient_from_voxel: NDArray[np.float64], beam: Beam
+) -> Sequence[NDArray[np.float32]]:
+    """Empty the voxels whose centres lie behind the detector."""
+    if isinstance(beam, ParallelBeam):
+        return volumes
+    nz, ny, nx = volumes[0].shape
+    first_mm = patient_from_voxel[:3, 3]
+    start, *steps = detector_depths(np.vstack([first_mm, first_mm + patient_from_voxel[:3, :3].T]), beam)
+    x, y, z = (np.arange(size) * (step - start) for size, step in zip((nx, ny, nz), steps, strict=True))
+    if start + sum(axis.max() for axis in (x, y, z)) <= 1:
+        return volumes
+    before = start + x + y[:, None] + z[:, None, None] <= 1
+    return [np.where(before, values, np.float32(0.0)) for values in volumes]
 
 
-def _extent(used: NDArray[np.bool_]) -> slice:
-    indices = np.flatnonzero(used)
-    return slice(int(indices[0]), int(indices[-1]) + 1)
+def _reference(values: NDArray[np.float32], patient_from_voxel: NDArray[np.float64], beam: Beam) -> NDArray[np.float32]:
+    image = np.zeros(beam.shape, np.float32)
+    first_row, end_row, first_column, end_column = window = _window(values.shape, patient_from_voxel, beam)
+    if first_row >= end_row or first_column >= end_column:
+        return image
+    starts, steps, length_mm = _rays_in_voxels(patient_from_voxel, beam, window)
+    bounds = (-np.inf, np.inf) if isinstance(beam, ParallelBeam) else (0.0, 1.0)
+    integrals = _trilinear(values, starts, steps, bounds)
+    image[first_row:end_row, first_column:end_column] = integrals * (length_mm * CM_PER_MM)
+    return image
 
 
 def _window(shape: tuple[int, ...], patient_from_voxel: NDArray[np.float64], beam: Beam) -> Window:
@@ -137,22 +172,13 @@ def _rays_in_voxels(
         starts and steps (rows, columns, 3) in axis order (z, y, x), and the length (rows, columns) of a step in mm.
     """
     first_row, end_row, first_column, end_column = window
-    row_axis, column_axis = detector_axes_mm(beam)
-    rows = np.arange(first_row, end_row, dtype=np.float64)[:, None, None]
-    columns = np.arange(first_column, end_column, dtype=np.float64)[None, :, None]
-    pixels = beam.detector_origin_mm + rows * row_axis + columns * column_axis
-    if isinstance(beam, ParallelBeam):
-        steps = np.broadcast_to(np.asarray(beam.direction, np.float64), pixels.shape)
-        starts = pixels - steps
-    else:
-        steps = pixels - beam.source_mm
-        starts = np.broadcast_to(np.asarray(beam.source_mm, np.float64), pixels.shape)
-    length_mm = np.sqrt(np.einsum("rci,rci->rc", steps, steps))
+    row, column = np.mgrid[first_row:end_row, first_column:end_column]
+    pixels = np.stack([row, column, np.ones_like(row)], axis=-1).astype(np.float64)
+    starts_mm, directions_mm = rays_mm(beam)
+    starts, steps = pixels @ starts_mm.T, pixels @ directions_mm.T
     voxel_from_patient = np.linalg.inv(patient_from_voxel)
     linear, offset = voxel_from_patient[:3, :3], voxel_from_patient[:3, 3]
-    starts_zyx = (starts @ linear.T + offset)[..., ::-1]
-    steps_zyx = (steps @ linear.T)[..., ::-1]
-    return np.ascontiguousarray(starts_zyx), np.ascontiguousarray(steps_zyx), length_mm
+    return (starts @ linear.T + offset)[..., ::-1], (steps @ linear.T)[..., ::-1], np.linalg.norm(steps, axis=-1)
 
 
 def _trilinear(
@@ -160,7 +186,6 @@ def _trilinear(
     starts: NDArray[np.float64],
     steps: NDArray[np.float64],
     bounds: tuple[float, float],
-    parallel: bool,
     samples_per_voxel: int = 4,
 ) -> NDArray[np.float64]:
     """The midpoint rule over the trilinear interpolant, row by row. Returns (rows, columns), integrals over t."""
@@ -183,124 +208,3 @@ def _trilinear(
         samples = map_coordinates(values, positions.transpose(2, 0, 1), order=1, mode="grid-constant", cval=0.0)
         integrals[row] = samples.mean(axis=1, dtype=np.float64) * inside
     return integrals
-
-
-def _joseph(
-    values: NDArray[np.float32],
-    starts: NDArray[np.float64],
-    steps: NDArray[np.float64],
-    bounds: tuple[float, float],
-    parallel: bool,
-) -> NDArray[np.float64]:
-    """Fast: bilinear interpolation in each plane across the dominant axis. Returns (rows, columns) integrals over t."""
-    padded = np.zeros([n + 2 for n in values.shape], np.float32)
-    padded[1:-1, 1:-1, 1:-1] = values
-    sizes = np.array(padded.shape, np.int64)
-    strides = np.array([sizes[1] * sizes[2], sizes[2], 1], np.int64)
-    integrals = np.empty(starts.shape[:2])
-    kernel = _integrate_rays_in_threads if parallel else _integrate_rays
-    kernel(padded.reshape(-1), sizes, strides, starts + 1.0, steps, bounds[0], bounds[1], integrals)
-    return integrals
-
-
-def _clip(low: float, high: float, start: float, step: float, size: int) -> tuple[float, float]:
-    """Cut the interval of t to where start + t * step lies within the padded axis."""
-    if step == 0.0:
-        return (low, high) if EDGE_VOXELS <= start <= size - 1 - EDGE_VOXELS else (1.0, 0.0)
-    a = (EDGE_VOXELS - start) / step
-    b = (size - 1 - EDGE_VOXELS - start) / step
-    return max(low, min(a, b)), min(high, max(a, b))
-
-
-def _integrate_ray(
-    volume: NDArray[np.float32],
-    sizes: NDArray[np.int64],
-    strides: NDArray[np.int64],
-    start: NDArray[np.float64],
-    step: NDArray[np.float64],
-    t_low: float,
-    t_high: float,
-) -> float:
-    """Sum one ray over the planes of its dominant axis, in units of t.
-
-    `volume` is flat, with a border of one zero voxel on each side.
-    """
-    axis = 0
-    for candidate in range(1, 3):
-        if abs(step[candidate]) > abs(step[axis]):
-            axis = candidate
-    across, along = (axis + 1) % 3, (axis + 2) % 3
-    for other in range(3):
-        t_low, t_high = _clip_compiled(t_low, t_high, start[other], step[other], sizes[other])
-    if t_low > t_high:
-        return 0.0
-    ends = (start[axis] + t_low * step[axis], start[axis] + t_high * step[axis])
-    first, last = int(np.ceil(min(ends))), int(np.floor(max(ends)))
-
-    across_slope, along_slope = step[across] / step[axis], step[along] / step[axis]
-    across_position = np.float32(start[across] + (first - start[axis]) * across_slope)
-    along_position = np.float32(start[along] + (first - start[axis]) * along_slope)
-    across_step, along_step = np.float32(across_slope), np.float32(along_slope)
-    across_stride, along_stride, plane_stride = strides[across], strides[along], strides[axis]
-
-    total = np.float32(0.0)
-    for plane in range(last - first + 1):
-        p = across_position + np.float32(plane) * across_step
-        q = along_position + np.float32(plane) * along_step
-        i, j = np.int32(p), np.int32(q)
-        u, v = p - np.float32(i), q - np.float32(j)
-        corner = (first + plane) * plane_stride + i * across_stride + j * along_stride
-        near = volume[corner] + v * (volume[corner + along_stride] - volume[corner])
-        corner += across_stride
-        far = volume[corner] + v * (volume[corner + along_stride] - volume[corner])
-        total += near + u * (far - near)
-    return float(total / abs(step[axis]))
-
-
-def _rays(
-    volume: NDArray[np.float32],
-    sizes: NDArray[np.int64],
-    strides: NDArray[np.int64],
-    starts: NDArray[np.float64],
-    steps: NDArray[np.float64],
-    t_low: float,
-    t_high: float,
-    integrals: NDArray[np.float64],
-) -> None:
-    for row in range(starts.shape[0]):
-        for column in range(starts.shape[1]):
-            integrals[row, column] = _integrate_ray_compiled(
-                volume, sizes, strides, starts[row, column], steps[row, column], t_low, t_high
-            )
-
-
-def _rays_in_threads(
-    volume: NDArray[np.float32],
-    sizes: NDArray[np.int64],
-    strides: NDArray[np.int64],
-    starts: NDArray[np.float64],
-    steps: NDArray[np.float64],
-    t_low: float,
-    t_high: float,
-    integrals: NDArray[np.float64],
-) -> None:
-    for row in numba.prange(starts.shape[0]):
-        for column in range(starts.shape[1]):
-            integrals[row, column] = _integrate_ray_compiled(
-                volume, sizes, strides, starts[row, column], steps[row, column], t_low, t_high
-            )
-
-
-def _compile(function: Callable[..., Any], parallel: bool = False) -> Callable[..., Any]:
-    """Compile to machine code, kept on disk between runs.
-
-    One function is compiled in one way only: the cache does not look at the options.
-    """
-    compiled: Callable[..., Any] = numba.njit(cache=True, fastmath={"contract", "nsz"}, parallel=parallel)(function)
-    return compiled
-
-
-_clip_compiled = _compile(_clip)
-_integrate_ray_compiled = _compile(_integrate_ray)
-_integrate_rays = _compile(_rays)
-_integrate_rays_in_threads = _compile(_rays_in_threads, parallel=True)
