@@ -355,9 +355,10 @@ def test_idle_tcp_connections_block_nobody_and_are_closed(desk: Desk) -> None:
 
 
 def test_connections_beyond_the_limit_are_closed_at_once(desk: Desk, reopen: Callable[..., Desk]) -> None:
-    reopen(maximum_associations=1)
-    idle = [socket.create_connection(("127.0.0.1", desk.port)) for _ in range(8)]
-    eventually(lambda: sum(map(is_closed, idle)) >= 4, "surplus closed", within_s=0.9)
+    reopen(maximum_associations=1, negotiation_timeout_s=60.0)  # which they do not wait for
+    idle = [socket.create_connection(("127.0.0.1", desk.port)) for _ in range(16)]
+    # Four may stay open, and the few more that were accepted before those four were counted.
+    eventually(lambda: sum(map(is_closed, idle)) >= 8, "surplus closed")
     for connection in idle:
         connection.close()
 
