@@ -7,7 +7,7 @@ Source: ISCD Official Positions (Adult) 2023; WHO Technical Report Series 843 (1
 2013;31:247-257 (Japan 2012).
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from decimal import ROUND_HALF_UP, Decimal
 from enum import StrEnum
@@ -177,15 +177,6 @@ def assess(
         criteria=criteria.words,
         notes=(*_scale_provisos(population, on_dxa_scale), *provisos, *_spans_classes(areal_bmd_g_cm2, classify)),
     )
-
-
-def deciding_region(assessments: Mapping[Region, Assessment]) -> Region | None:
-    """Name the region with the lowest T-score among total hip and neck: it decides the class of the hip.
-
-    Source: ISCD 2023 ("use the lowest"); Soen 2013, note 4 (the lower % or SD of several sites).
-    """
-    scored = {r: a.t_score for r, a in assessments.items() if r in DIAGNOSTIC_REGIONS and a.t_score is not None}
-    return min(scored, key=lambda region: scored[region]) if scored else None
 
 
 Classifier = Callable[[float], Classification]

@@ -15,7 +15,6 @@ from dicomnode.clinical.scores import (
     classify_japan_2012,
     classify_t_score,
     classify_z_score,
-    deciding_region,
     percent_yam,
     t_score,
     z_score,
@@ -190,16 +189,6 @@ def test_the_japanese_criteria_say_that_fractures_are_unknown() -> None:
     assert "fracture" not in " ".join(
         read(0.85, WOMAN_OF_70, Criteria.JAPAN_2012, fracture=FragilityFracture.NONE).notes
     )
-
-
-def test_the_lowest_of_total_hip_and_neck_decides() -> None:
-    assessments = {
-        Region.TOTAL_HIP: read(0.85),
-        Region.FEMORAL_NECK: read(0.75, region=Region.FEMORAL_NECK),
-        Region.TROCHANTER: read(0.50, region=Region.TROCHANTER),
-    }
-    assert deciding_region(assessments) is Region.FEMORAL_NECK
-    assert deciding_region({Region.TROCHANTER: assessments[Region.TROCHANTER]}) is None
 
 
 def test_a_curve_is_linear_between_its_points_and_undefined_outside() -> None:
