@@ -9,7 +9,8 @@ import torch
 from safetensors.torch import save_file
 
 from dicomnode.inference import intensity
-from dicomnode.inference.bundle import CHANNELS, FORMAT, LOCATOR_CHANNELS, VERDICTS, frame_document
+from dicomnode.inference.bundle import FORMAT, frame_document
+from dicomnode.inference.channels import CHANNELS, LOCATOR_CHANNELS, VERDICTS
 from dicomnode.inference.network import HipNet, NetworkShape
 
 
@@ -19,7 +20,7 @@ def write_tiny_bundle(folder: Path) -> Path:
     torch.manual_seed(0)
     shapes = {
         "locator": NetworkShape(2, len(LOCATOR_CHANNELS), (4, 6, 8)),
-        "decomposer": NetworkShape(2, len(CHANNELS), (4, 6, 8), len(VERDICTS)),
+        "decomposer": NetworkShape(2, len(CHANNELS), (4, 6, 8), len(VERDICTS), canonical=True),
     }
     tensors: dict[str, torch.Tensor] = {}
     for name, shape in shapes.items():

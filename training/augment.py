@@ -13,7 +13,9 @@ from numpy.typing import NDArray
 from scipy import ndimage
 from torch.nn import functional as F
 
+from dicomnode.domain.measurement import Region
 from dicomnode.inference import frame
+from dicomnode.inference.channels import CANONICAL, LABELS_OF_REGION, REGIONS
 from dicomnode.inference.intensity import standardise
 from training.projection.radiograph import Metal, random_exposure, random_processing, simulate
 from training.targets import MARGIN_PX
@@ -35,6 +37,7 @@ _SHIFT_SD_MM = 4.0
 _MOST_SHIFT_MM = 15.0
 _MOST_TURN_DEG = 8.0
 _ZOOM = (0.93, 1.07)
+_IS_AREA = np.array([unit == "cm2" for _, unit in CANONICAL], np.float32)
 
 
 @dataclass(frozen=True)
@@ -53,6 +56,10 @@ class HipExample:
     """1 for an AP hip in its frame, else 0; then the maps are not learned from."""
     implant: float
     """1 where metal is seen, else 0."""
+    canonical: NDArray[np.float32]
+    """(regions, quantities) natural logarithms, see `inference.channels.CANONICAL`; 0 where there is nothing to learn."""
+    canonical_weight: NDArray[np.float32]
+    """(regions,) 1 where the whole region of an AP hip without metal is seen, else 0."""
 
 
 def hip_example(
@@ -60,6 +67,7 @@ def hip_example(
     targets: NDArray[np.float32],
     labels: NDArray[np.uint8],
     anteroposterior: bool,
+    canonical: NDArray[np.float32],
     rng: np.random.Generator,
 ) -> HipExample:
     """Draw a training example from one hip's stored maps.
@@ -69,16 +77,23 @@ def hip_example(
         targets: (3, ...) femur density, femur path, pelvis density.
         labels: (...) region labels.
         anteroposterior: False for a view that must be refused (frog-leg).
+        canonical: (regions, quantities) as `targets.canonical_logarithms` gives them.
     """
     negative = rng.random() < _NEGATIVE_SHARE
     matrix = _spoiled_geometry(rng) if negative else _geometry(rng)
     planes = np.concatenate([materials, targets]).astype(np.float32)
     planes, moved_labels = _transform(planes, labels, matrix)
-    return finish_hip_example(planes, moved_labels, anteroposterior and not negative, rng)
+    # Larger on the image at the same densities: only areas grow.
+    grown = canonical - np.log(np.linalg.det(matrix[:2, :2]).clip(1e-3)) * _IS_AREA
+    return finish_hip_example(planes, moved_labels, anteroposterior and not negative, grown.astype(np.float32), rng)
 
 
 def finish_hip_example(
-    planes: NDArray[np.float32], labels: NDArray[np.uint8], anteroposterior: bool, rng: np.random.Generator
+    planes: NDArray[np.float32],
+    labels: NDArray[np.uint8],
+    anteroposterior: bool,
+    canonical: NDArray[np.float32],
+    rng: np.random.Generator,
 ) -> HipExample:
     """Simulate the radiograph of maps that are already in the frame, and cut its field at random."""
     planes = _blur(planes, rng)
@@ -87,6 +102,9 @@ def finish_hip_example(
     image, inside, field = _cut_field(image, rng)
     metal = materials[3] > METAL_G_CM2
     seen_cm2 = float((metal & field).sum()) * (frame.SPACING_MM / 10) ** 2
+    learnable = anteroposterior and seen_cm2 < _LEAST_IMPLANT_CM2
+    weight = np.array([learnable and _is_seen(labels, field, region) for region in REGIONS], np.float32)
+    weight *= np.isfinite(canonical).all(1)
     return HipExample(
         network_input=standardise(image, inside),
         maps=np.concatenate([targets, materials[:1] + materials[1:2]]).astype(np.float32),
@@ -95,7 +113,14 @@ def finish_hip_example(
         field=field.astype(np.float32),
         anteroposterior_hip=float(anteroposterior),
         implant=float(seen_cm2 >= _LEAST_IMPLANT_CM2),
+        canonical=np.where(weight[:, None] > 0, canonical, np.float32(0)),
+        canonical_weight=weight,
     )
+
+
+def _is_seen(labels: NDArray[np.uint8], field: NDArray[np.bool_], region: Region) -> bool:
+    mask = np.isin(labels, [int(label) for label in LABELS_OF_REGION[region]])
+    return bool(mask.any() and not (mask & ~field).any())
 
 
 def _blur(planes: NDArray[np.float32], rng: np.random.Generator) -> NDArray[np.float32]:

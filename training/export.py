@@ -15,10 +15,7 @@ from safetensors.torch import save_file
 from dicomnode.domain.measurement import Region
 from dicomnode.inference import intensity
 from dicomnode.inference.bundle import (
-    CHANNELS,
     FORMAT,
-    LOCATOR_CHANNELS,
-    VERDICTS,
     Limits,
     frame_document,
     load_bundle,

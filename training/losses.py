@@ -11,6 +11,8 @@ from dicomnode.inference.frame import Label
 MAP_SCALES = (1.0, 0.5, 0.5, 0.02)
 """Brings femur density (g/cm2), path (cm), pelvis density (g/cm2) and soft tissue (g/cm2) to comparable size."""
 METAL_WEIGHT = 10.0
+SPREAD_RANGE = (-5.0, 1.0)
+"""Of the logarithm of a figure's spread: from below 1 % to what says nothing."""
 REGIONS = ((Label.NECK, Label.TROCHANTER, Label.INTERTROCHANTER), (Label.NECK,))
 """Regions whose mass and volume must be right: total hip and femoral neck."""
 
@@ -26,9 +28,11 @@ class HipBatch:
     field: Tensor
     anteroposterior_hip: Tensor
     implant: Tensor
+    canonical: Tensor
+    canonical_weight: Tensor
 
 
-def decomposition_loss(channels: Tensor, verdicts: Tensor, batch: HipBatch) -> dict[str, Tensor]:
+def decomposition_loss(channels: Tensor, verdicts: Tensor, canonical: Tensor, batch: HipBatch) -> dict[str, Tensor]:
     """Every term by name, each already weighted; the loss is their sum.
 
     Maps are learned from AP hips only, and only where the radiograph shows anatomy and no metal hides it.
@@ -47,7 +51,25 @@ def decomposition_loss(channels: Tensor, verdicts: Tensor, batch: HipBatch) -> d
         "field": 0.1 * _binary(field, batch.field).mean(),
         "view": 0.1 * _binary(verdicts[:, 0], batch.anteroposterior_hip).mean(),
         "implant": 0.1 * _binary(verdicts[:, 1], batch.implant).mean(),
+        **canonical_loss(canonical, batch.canonical, batch.canonical_weight),
     }
+
+
+def canonical_loss(prediction: Tensor, target: Tensor, weight: Tensor) -> dict[str, Tensor]:
+    """L1 of the logarithms, hence relative errors; and their spreads as a Laplace distribution's likelihood.
+
+    The spread learns from the error but not the other way round, so that hard cases are not given up.
+
+    Args:
+        prediction: (b, 2, regions, quantities) logarithms and logarithms of spreads.
+        target: (b, regions, quantities).
+        weight: (b, regions).
+    """
+    error = (prediction[:, 0] - target).abs().mul(weight[:, :, None])
+    spread = prediction[:, 1].clamp(*SPREAD_RANGE)
+    likelihood = (error.detach() * torch.exp(-spread) + spread - SPREAD_RANGE[0]).mul(weight[:, :, None])
+    count = weight.sum().clamp_min(1) * target.shape[2]
+    return {"canonical": 2.0 * error.sum() / count, "spread": 0.02 * likelihood.sum() / count}
 
 
 def map_loss(prediction: Tensor, target: Tensor, weight: Tensor) -> Tensor:

@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import map_coordinates
 
-from dicomnode.domain.measurement import Region
 from dicomnode.domain.radiograph import Side
+from dicomnode.inference.channels import CANONICAL, LABELS_OF_REGION, REGIONS
 from dicomnode.inference.frame import (
     COLUMNS,
     HEAD_COLUMN,
@@ -21,7 +21,6 @@ from dicomnode.inference.frame import (
     LOCATOR_SPACING_MM,
     ROWS,
     SPACING_MM,
-    Label,
 )
 from training.anatomy.femur import FemurLandmarks
 from training.anatomy.phantom import NAMES, Phantom
@@ -53,13 +52,6 @@ YELLOW_MARROW_G_CM3 = 0.98
 MUSCLE_G_CM3 = 1.05
 PELVIC_YELLOW_SHARE = 0.55
 """Share of fat in the marrow of an adult's pelvis; more cellular than the femur's."""
-
-REGION_LABELS = {
-    Region.TOTAL_HIP: (Label.NECK, Label.TROCHANTER, Label.INTERTROCHANTER),
-    Region.FEMORAL_NECK: (Label.NECK,),
-    Region.TROCHANTER: (Label.TROCHANTER,),
-    Region.INTERTROCHANTER: (Label.INTERTROCHANTER,),
-}
 
 MATERIAL_ORDER = ("soft", "adipose", "mineral", "metal")
 TARGET_ORDER = ("femur_density", "femur_path", "pelvis_density")
@@ -224,7 +216,7 @@ def region_figures(
     """Measure each region of one projected femur; area is that of the object plane. Empty regions have no densities."""
     pixel_cm2 = (spacing_mm / 10) ** 2
     figures: dict[str, dict[str, float | None]] = {}
-    for region, members in REGION_LABELS.items():
+    for region, members in LABELS_OF_REGION.items():
         mask = np.isin(labels, [int(label) for label in members])
         area = float(mask.sum()) * pixel_cm2
         bmc = float(density_g_cm2[mask].sum(dtype=np.float64)) * pixel_cm2
@@ -266,6 +258,12 @@ def canonical_figures(structures: tuple[Structure, ...], points: FemurLandmarks)
     density, path = (images[structure.name] for structure in structures)
     labels = label_regions(path, project_landmarks(points, beam, spacing))
     return region_figures(density, path, labels, spacing)
+
+
+def canonical_logarithms(figures: dict[str, dict[str, float | None]]) -> NDArray[np.float32]:
+    """(regions, quantities) natural logarithms of `canonical_figures` in the order of the network; NaN where there is no bone."""
+    values = [[figures[region.value][name] or np.nan for name, _ in CANONICAL] for region in REGIONS]
+    return np.log(np.array(values, np.float32))
 
 
 def _figures(phantom: Phantom, hip: Hip, beam: ConeBeam, regions: dict[str, dict[str, float | None]]) -> dict[str, Any]:

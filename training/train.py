@@ -17,13 +17,14 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from dicomnode.inference.bundle import CHANNELS, LOCATOR_CHANNELS, VERDICTS
+from dicomnode.inference.channels import CHANNELS, LOCATOR_CHANNELS, VERDICTS
 from dicomnode.inference.network import HipNet, NetworkShape, ResidualBlock
 from training.augment import HipExample, OverviewExample, hip_example, overview_example
 from training.config import NetworkConfiguration, RunConfiguration
 from training.losses import HipBatch, decomposition_loss, heat_loss
 from training.pairs import Pairs
 from training.split import Split
+from training.targets import canonical_logarithms
 
 log = logging.getLogger(__name__)
 
@@ -37,7 +38,7 @@ Loss = Callable[[nn.Module, dict[str, Tensor]], dict[str, Tensor]]
 
 def decomposer_shape(configuration: NetworkConfiguration) -> NetworkShape:
     """The decomposer's shape for the bundle's channels."""
-    return NetworkShape(_DECOMPOSER_INPUTS, len(CHANNELS), configuration.widths, len(VERDICTS))
+    return NetworkShape(_DECOMPOSER_INPUTS, len(CHANNELS), configuration.widths, len(VERDICTS), canonical=True)
 
 
 def locator_shape(configuration: NetworkConfiguration) -> NetworkShape:
@@ -79,7 +80,8 @@ class HipExamples(Dataset[dict[str, Any]]):
         rng = np.random.default_rng((self.seed, 1, number))
         drawn_from = self.with_metal if len(self.with_metal) and rng.random() < _METAL_SHARE else self.hips
         hip = self.pairs.hip(int(drawn_from[rng.integers(len(drawn_from))]))
-        return _fields(hip_example(_single(hip.materials), _single(hip.targets), hip.labels, hip.anteroposterior, rng))
+        arrays = _single(hip.materials), _single(hip.targets), hip.labels
+        return _fields(hip_example(*arrays, hip.anteroposterior, canonical_logarithms(hip.figures["canonical"]), rng))
 
 
 class OverviewExamples(Dataset[dict[str, Any]]):
@@ -105,12 +107,12 @@ def _fields(example: HipExample | OverviewExample) -> dict[str, Any]:
 
 def _hip_loss(network: nn.Module, batch: dict[str, Tensor]) -> dict[str, Tensor]:
     hips = HipBatch(**batch)
-    channels, verdicts = network(hips.network_input)
-    return decomposition_loss(channels.float(), verdicts.float(), hips)
+    channels, verdicts, canonical = network(hips.network_input)
+    return decomposition_loss(channels.float(), verdicts.float(), canonical, hips)
 
 
 def _overview_loss(network: nn.Module, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-    heat, _ = network(batch["network_input"])
+    heat = network(batch["network_input"]).channels
     return {"heat": heat_loss(heat.float(), batch["heat"])}
 
 

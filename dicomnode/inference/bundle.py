@@ -19,28 +19,9 @@ from dicomnode.errors import BundleError
 from dicomnode.inference import frame, intensity
 from dicomnode.inference.network import HipNet, NetworkShape
 
-FORMAT = 2
+FORMAT = 3
 SHIPPED = Path(__file__).resolve().parent.parent / "models" / "hip"
 """The bundle that comes with the package."""
-
-CHANNELS = (
-    ("femur_density", "g/cm2"),
-    ("femur_path", "cm"),
-    ("pelvis_density", "g/cm2"),
-    ("soft", "g/cm2"),
-    ("background", "logit"),
-    ("head", "logit"),
-    ("neck", "logit"),
-    ("trochanter", "logit"),
-    ("intertrochanter", "logit"),
-    ("shaft", "logit"),
-    ("metal", "logit"),
-    ("field", "logit"),
-)
-"""The decomposer's output channels, in order, with units."""
-VERDICTS = ("anteroposterior_hip", "implant")
-"""The decomposer's scalar logits: is this crop an AP hip in a pose that was trained for, and is there metal in it."""
-LOCATOR_CHANNELS = (("right_head", "logit"), ("left_head", "logit"))
 
 
 @dataclass(frozen=True)

@@ -2,10 +2,14 @@
 
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from dicomnode.inference.channels import CANONICAL, INDEX, LABELS, LABELS_OF_REGION, REGIONS
+from dicomnode.inference.frame import SPACING_MM
 
 
 @dataclass(frozen=True)
@@ -18,6 +22,8 @@ class NetworkShape:
     """Channels per level; level 0 works at half of the input's resolution."""
     verdicts: int = 0
     """Number of scalar logits that are read from the coarsest level (0: none)."""
+    canonical: bool = False
+    """Whether figures of the canonical pose are read; `outputs` are then those of `channels.CHANNELS`."""
 
 
 class ResidualBlock(nn.Module):
@@ -50,9 +56,101 @@ class GlobalContext(nn.Module):
         self.mix = nn.Sequential(nn.Linear(2 * width, width), nn.ReLU(), nn.Linear(width, 2 * width))
 
     def forward(self, x: Tensor) -> Tensor:
-        summary = torch.cat([x.mean((2, 3)), x.amax((2, 3))], 1)
-        scale, shift = self.mix(summary)[:, :, None, None].chunk(2, 1)
+        scale, shift = self.mix(pooled(x))[:, :, None, None].chunk(2, 1)
         return F.relu(x * (1 + scale) + shift)
+
+
+def pooled(x: Tensor) -> Tensor:
+    """(b, 2 c): mean and maximum of each channel."""
+    return torch.cat([x.mean((2, 3)), x.amax((2, 3))], 1)
+
+
+class Encoder(nn.Module):
+    """The descending half of the U-Net. Pixel unshuffle first: every pixel's information at a quarter of the arithmetic."""
+
+    def __init__(self, inputs: int, widths: tuple[int, ...]) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(4 * inputs, widths[0], 3, 1, 1)
+        self.level_0 = ResidualBlock(widths[0], widths[0])
+        self.levels = nn.ModuleList(
+            nn.Sequential(ResidualBlock(a, b, stride=2), ResidualBlock(b, b)) for a, b in pairwise(widths)
+        )
+        self.context = GlobalContext(widths[-1])
+
+    def forward(self, image: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """Return the coarsest level, and the finer ones from fine to coarse."""
+        x = F.pixel_unshuffle(image, 2)  # (b, 4 * inputs, h/2, w/2)
+        x = self.level_0(self.stem(x))  # (b, widths[0], h/2, w/2)
+        skips = []
+        for level in self.levels:
+            skips.append(x)
+            x = level(x)  # (b, widths[i], h/2^(i+1), w/2^(i+1))
+        return self.context(x), skips  # (b, widths[-1], coarsest)
+
+
+class CanonicalHead(nn.Module):
+    """From the decomposed hip to its figures in the canonical pose, each with a spread.
+
+    The figures of the maps, in the pose of the radiograph, are the anchor; what is learned is how the canonical pose differs
+    (Uemura 2023: by up to 18 %), from features of the whole crop and of each region. The anchor passes no gradient on: the
+    maps stay what lies in the beam.
+    """
+
+    def __init__(self, coarse: int, fine: int, hidden: int = 128) -> None:
+        super().__init__()
+        features = 2 * coarse + len(REGIONS) * (fine + len(CANONICAL))
+        answers = 2 * len(REGIONS) * len(CANONICAL)
+        self.mix = nn.Sequential(
+            nn.LayerNorm(features), nn.Linear(features, hidden), nn.ReLU(), nn.Linear(hidden, answers)
+        )
+
+    def forward(self, coarse: Tensor, fine: Tensor, channels: Tensor) -> Tensor:
+        """Read the figures.
+
+        Args:
+            coarse: (b, 2 * widths[-1]) pooled coarsest level.
+            fine: (b, widths[0], h/2, w/2) decoded level 0.
+            channels: (b, outputs, h, w).
+
+        Returns:
+            (b, 2, regions, quantities): natural logarithms of `channels.CANONICAL` per region of `channels.REGIONS`, and the
+            logarithms of their spreads.
+        """
+        masks = region_shares(channels.detach())  # (b, regions, h, w)
+        anchor = soft_figures(masks, channels.detach()).log()  # (b, regions, quantities)
+        small = F.avg_pool2d(masks, 2)
+        share = small / small.sum((2, 3), keepdim=True).clamp_min(1e-3)
+        regional = torch.einsum("brhw,bchw->brc", share.to(fine.dtype), fine)
+        answer = self.mix(torch.cat([coarse, regional.flatten(1), anchor.flatten(1)], 1).float())
+        difference, spread = answer.reshape(-1, 2, len(REGIONS), len(CANONICAL)).unbind(1)
+        return torch.stack([anchor + difference, spread], 1)
+
+
+def region_shares(channels: Tensor) -> Tensor:
+    """(b, regions, h, w): probability of each pixel to belong to each region of `channels.REGIONS`."""
+    probability = channels[:, LABELS].float().softmax(1)
+    return torch.stack([probability[:, list(LABELS_OF_REGION[region])].sum(1) for region in REGIONS], 1)
+
+
+def soft_figures(masks: Tensor, channels: Tensor) -> Tensor:
+    """(b, regions, quantities) of `channels.CANONICAL` as the maps show them, bounded away from zero."""
+    pixel_cm2 = (SPACING_MM / 10) ** 2
+    density, path = (channels[:, INDEX[name], None].float().clamp_min(0) for name in ("femur_density", "femur_path"))
+    area = masks.sum((2, 3)).clamp_min(1.0)
+    mass, volume = (masks * density).sum((2, 3)), (masks * path).sum((2, 3))
+    areal_bmd, volumetric_bmd = mass / area, 1000 * mass / volume.clamp_min(1.0)
+    return torch.stack([areal_bmd.clamp_min(0.05), area * pixel_cm2, volumetric_bmd.clamp_min(10.0)], 2)
+
+
+class Decomposed(NamedTuple):
+    """What a `HipNet` answers."""
+
+    channels: Tensor
+    """(b, outputs, h, w), raw."""
+    verdicts: Tensor
+    """(b, verdicts) logits."""
+    canonical: Tensor
+    """(b, 2, regions, quantities) as `CanonicalHead` gives them; (b, 0) without one."""
 
 
 class HipNet(nn.Module):
@@ -66,36 +164,27 @@ class HipNet(nn.Module):
         super().__init__()
         self.shape = shape
         widths = shape.widths
-        self.stem = nn.Conv2d(4 * shape.inputs, widths[0], 3, 1, 1)
-        self.encode_0 = ResidualBlock(widths[0], widths[0])
-        self.encoders = nn.ModuleList(
-            nn.Sequential(ResidualBlock(a, b, stride=2), ResidualBlock(b, b)) for a, b in pairwise(widths)
-        )
-        self.context = GlobalContext(widths[-1])
+        self.encoder = Encoder(shape.inputs, widths)
         self.reducers = nn.ModuleList(nn.Conv2d(b, a, 1) for a, b in pairwise(widths))
         self.decoders = nn.ModuleList(ResidualBlock(a, a) for a in widths[:-1])
         self.head = nn.Conv2d(widths[0], 4 * shape.outputs, 3, 1, 1)
         self.verdict = nn.Linear(2 * widths[-1], shape.verdicts) if shape.verdicts else None
+        self.canonical = CanonicalHead(widths[-1], widths[0]) if shape.canonical else None
 
-    def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, image: Tensor) -> Decomposed:
         """Decompose.
 
         Args:
             image: (b, inputs, h, w); h and w divisible by 2 ** (number of levels).
-
-        Returns:
-            (b, outputs, h, w) raw channels, and (b, verdicts) logits.
         """
-        x = F.pixel_unshuffle(image, 2)  # (b, 4 * inputs, h/2, w/2)
-        x = self.encode_0(self.stem(x))  # (b, widths[0], h/2, w/2)
-        skips = []
-        for encoder in self.encoders:
-            skips.append(x)
-            x = encoder(x)  # (b, widths[i], h/2^(i+1), w/2^(i+1))
-        x = self.context(x)  # (b, widths[-1], coarsest)
-        pooled = torch.cat([x.mean((2, 3)), x.amax((2, 3))], 1)  # (b, 2 * widths[-1])
-        verdicts = self.verdict(pooled) if self.verdict is not None else pooled[:, :0]
+        x, skips = self.encoder(image)
+        coarse = pooled(x)  # (b, 2 * widths[-1])
         for skip, reduce, decode in zip(reversed(skips), reversed(self.reducers), reversed(self.decoders), strict=True):
             x = F.interpolate(reduce(x), scale_factor=2.0, mode="nearest")
             x = decode(x + skip)  # (b, widths[i], ...)
-        return F.pixel_shuffle(self.head(x), 2), verdicts  # (b, outputs, h, w)
+        channels = F.pixel_shuffle(self.head(x), 2)  # (b, outputs, h, w)
+        return Decomposed(
+            channels,
+            self.verdict(coarse) if self.verdict is not None else coarse[:, :0],
+            self.canonical(coarse, x, channels) if self.canonical is not None else coarse[:, :0],
+        )

@@ -7,9 +7,10 @@ from scipy import ndimage
 from dicomnode.domain.measurement import Reason, Region
 from dicomnode.errors import NotMeasurable
 from dicomnode.inference.bundle import Limits
+from dicomnode.inference.channels import LABELS_OF_REGION
 from dicomnode.inference.frame import SPACING_MM, Label
 from dicomnode.inference.predictor import Decomposition
-from dicomnode.inference.regions import LABELS_OF_REGION, PIXEL_AREA_CM2, region_mask
+from dicomnode.inference.regions import PIXEL_AREA_CM2, region_mask
 
 _BORDER_PX = 3
 """A region closer than this (2 mm) to the border of the exposed field is taken to go on beyond it."""

@@ -8,15 +8,8 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from dicomnode.domain.measurement import Region
-from dicomnode.inference.frame import SPACING_MM, Label
-
-LABELS_OF_REGION = {
-    Region.TOTAL_HIP: (Label.NECK, Label.TROCHANTER, Label.INTERTROCHANTER),
-    Region.FEMORAL_NECK: (Label.NECK,),
-    Region.TROCHANTER: (Label.TROCHANTER,),
-    Region.INTERTROCHANTER: (Label.INTERTROCHANTER,),
-}
-"""Total hip is neck, trochanter and intertrochanter; the head is excluded (Uemura et al.; ISCD Official Positions)."""
+from dicomnode.inference.channels import LABELS_OF_REGION
+from dicomnode.inference.frame import SPACING_MM
 
 PIXEL_AREA_CM2 = (SPACING_MM / 10.0) ** 2
 _MOST_CONTOUR_POINTS = 200

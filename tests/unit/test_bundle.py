@@ -67,8 +67,9 @@ def test_a_damaged_bundle_is_refused_with_its_reason(
 
 def test_the_network_answers_at_the_input_s_size() -> None:
     network = HipNet(NetworkShape(inputs=2, outputs=5, widths=(8, 12, 16), verdicts=1)).eval()
-    maps, verdicts = network(torch.zeros(3, 2, 64, 48))
-    assert maps.shape == (3, 5, 64, 48) and verdicts.shape == (3, 1)
+    answer = network(torch.zeros(3, 2, 64, 48))
+    assert answer.channels.shape == (3, 5, 64, 48) and answer.verdicts.shape == (3, 1)
+    assert answer.canonical.shape == (3, 0)
 
 
 def test_asking_for_cuda_without_a_gpu_is_an_error_that_says_what_to_set(folder: Path) -> None:

@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 import torch
 
+from dicomnode.domain.measurement import Region
 from dicomnode.inference import frame
+from dicomnode.inference.channels import CANONICAL, REGIONS
 from dicomnode.inference.frame import Label
 from training.augment import finish_hip_example, hip_example, overview_example
 from training.config import (
@@ -17,11 +19,23 @@ from training.config import (
     RunConfiguration,
     SplitConfiguration,
 )
-from training.losses import HipBatch, decomposition_loss, edge_loss, map_loss, masked_mean, region_loss
+from training.losses import (
+    SPREAD_RANGE,
+    HipBatch,
+    canonical_loss,
+    decomposition_loss,
+    edge_loss,
+    map_loss,
+    masked_mean,
+    region_loss,
+)
 from training.pairs import Pairs, load_pairs, make_pairs
 from training.split import Split, split_subjects
 from training.targets import MARGIN_PX
 from training.train import learning_rate_share, train
+
+
+LOGARITHMS = np.log(np.full((len(REGIONS), len(CANONICAL)), 2.0, np.float32))
 
 
 @pytest.fixture(scope="module")
@@ -35,8 +49,8 @@ def pairs(tmp_path_factory: pytest.TempPathFactory) -> Pairs:
 def test_an_example_has_the_frame_s_shape_and_follows_from_its_seed(pairs: Pairs) -> None:
     hip = pairs.hip(0)
     arrays = hip.materials.astype(np.float32), hip.targets.astype(np.float32), hip.labels
-    one = hip_example(*arrays, True, np.random.default_rng(5))
-    other = hip_example(*arrays, True, np.random.default_rng(5))
+    one = hip_example(*arrays, True, LOGARITHMS, np.random.default_rng(5))
+    other = hip_example(*arrays, True, LOGARITHMS, np.random.default_rng(5))
     assert one.network_input.shape == (2, frame.ROWS, frame.COLUMNS)
     assert one.maps.shape == (4, frame.ROWS, frame.COLUMNS)
     np.testing.assert_array_equal(one.network_input, other.network_input)
@@ -46,8 +60,9 @@ def test_an_example_has_the_frame_s_shape_and_follows_from_its_seed(pairs: Pairs
 def test_no_example_of_a_wrong_view_is_called_good(pairs: Pairs) -> None:
     hip = pairs.hip(0)
     arrays = hip.materials.astype(np.float32), hip.targets.astype(np.float32), hip.labels
-    verdicts = [hip_example(*arrays, False, np.random.default_rng(seed)).anteroposterior_hip for seed in range(5)]
-    assert verdicts == [0.0] * 5
+    examples = [hip_example(*arrays, False, LOGARITHMS, np.random.default_rng(seed)) for seed in range(5)]
+    assert [example.anteroposterior_hip for example in examples] == [0.0] * 5
+    assert not any(example.canonical_weight.any() for example in examples)
 
 
 def test_a_cut_field_and_a_coarser_system_leave_mass_where_it_is(pairs: Pairs) -> None:
@@ -55,7 +70,7 @@ def test_a_cut_field_and_a_coarser_system_leave_mass_where_it_is(pairs: Pairs) -
     inner = np.s_[:, MARGIN_PX : MARGIN_PX + frame.ROWS, MARGIN_PX : MARGIN_PX + frame.COLUMNS]
     planes = np.concatenate([hip.materials, hip.targets]).astype(np.float32)[inner]
     labels = hip.labels[inner[1:]]
-    cut = [finish_hip_example(planes, labels, True, np.random.default_rng(seed)) for seed in range(12)]
+    cut = [finish_hip_example(planes, labels, True, LOGARITHMS, np.random.default_rng(seed)) for seed in range(12)]
     assert any((example.field == 0).any() for example in cut)
     for example in cut:
         np.testing.assert_array_equal(example.labels, labels)
@@ -65,13 +80,42 @@ def test_a_cut_field_and_a_coarser_system_leave_mass_where_it_is(pairs: Pairs) -
     assert smoothest < 0.9 * sharpest
 
 
+def test_only_regions_that_are_wholly_seen_teach_their_canonical_figures(pairs: Pairs) -> None:
+    hip = pairs.hip(1)
+    inner = np.s_[:, MARGIN_PX : MARGIN_PX + frame.ROWS, MARGIN_PX : MARGIN_PX + frame.COLUMNS]
+    planes = np.concatenate([hip.materials, hip.targets]).astype(np.float32)[inner]
+    labels = hip.labels[inner[1:]]
+    examples = [finish_hip_example(planes, labels, True, LOGARITHMS, np.random.default_rng(seed)) for seed in range(20)]
+    for example in examples:
+        neck_seen = not ((labels == Label.NECK) & (example.field == 0)).any()
+        assert bool(example.canonical_weight[REGIONS.index(Region.FEMORAL_NECK)]) is neck_seen
+        assert (example.canonical[example.canonical_weight == 0] == 0).all()
+    assert {float(example.canonical_weight[0]) for example in examples} == {0.0, 1.0}
+
+
+def test_a_hip_that_is_shown_larger_has_a_larger_area_and_the_same_densities(pairs: Pairs) -> None:
+    hip = pairs.hip(1)
+    arrays = hip.materials.astype(np.float32), hip.targets.astype(np.float32), hip.labels
+    examples = [hip_example(*arrays, True, LOGARITHMS, np.random.default_rng(seed)) for seed in range(40)]
+    whole = [example for example in examples if example.canonical_weight[1] and (example.field == 1).all()]
+    assert len(whole) > 3
+    is_area = np.array([unit == "cm2" for _, unit in CANONICAL])
+    for example in whole:
+        shown = (example.labels == Label.NECK).sum() / (hip.labels == Label.NECK).sum()
+        grown = np.exp(example.canonical[1] - LOGARITHMS[1])
+        assert grown[is_area] == pytest.approx(shown, rel=0.03)
+        assert grown[~is_area] == pytest.approx(1.0, rel=1e-5)
+
+
 def test_metal_counts_as_an_implant_only_where_it_is_seen(pairs: Pairs) -> None:
     planes = np.zeros((7, frame.ROWS, frame.COLUMNS), np.float32)
     planes[0] = 15.0
     labels = np.zeros((frame.ROWS, frame.COLUMNS), np.uint8)
-    bare = [finish_hip_example(planes, labels, True, np.random.default_rng(seed)) for seed in range(12)]
+    bare = [finish_hip_example(planes, labels, True, LOGARITHMS, np.random.default_rng(seed)) for seed in range(12)]
     planes[3, -30:, 60:100] = 5.0  # at the foot of the frame, which short fields do not show
-    implanted = [finish_hip_example(planes, labels, True, np.random.default_rng(seed)) for seed in range(12)]
+    implanted = [
+        finish_hip_example(planes, labels, True, LOGARITHMS, np.random.default_rng(seed)) for seed in range(12)
+    ]
     assert not any(example.implant for example in bare)
     assert {example.implant for example in implanted} == {0.0, 1.0}
     assert all(bool(e.implant) == bool((e.metal * e.field).sum() > 102) for e in implanted)
@@ -94,7 +138,12 @@ def a_batch() -> HipBatch:
     maps = torch.rand(2, 4, 32, 32)
     labels = torch.randint(1, 6, (2, 32, 32))
     blank = torch.zeros(2, 32, 32)
-    return HipBatch(torch.zeros(2, 2, 32, 32), maps, labels, blank, blank + 1, torch.ones(2), torch.zeros(2))
+    figures = torch.rand(2, len(REGIONS), len(CANONICAL)), torch.ones(2, len(REGIONS))
+    return HipBatch(torch.zeros(2, 2, 32, 32), maps, labels, blank, blank + 1, torch.ones(2), torch.zeros(2), *figures)
+
+
+def stated(batch: HipBatch, error: float, spread: float) -> torch.Tensor:
+    return torch.stack([batch.canonical + error, torch.full_like(batch.canonical, spread)], 1)
 
 
 def test_a_perfect_decomposition_loses_nothing() -> None:
@@ -102,7 +151,7 @@ def test_a_perfect_decomposition_loses_nothing() -> None:
     logits = 60 * torch.nn.functional.one_hot(batch.labels, 6).permute(0, 3, 1, 2).float()
     metal, field = batch.metal[:, None] - 60, batch.field[:, None] * 60
     channels = torch.cat([batch.maps, logits, metal, field], 1)
-    terms = decomposition_loss(channels, torch.tensor([[60.0, -60.0]] * 2), batch)
+    terms = decomposition_loss(channels, torch.tensor([[60.0, -60.0]] * 2), stated(batch, 0, SPREAD_RANGE[0]), batch)
     assert all(float(term) == pytest.approx(0, abs=1e-6) for term in terms.values())
 
 
@@ -116,10 +165,25 @@ def test_region_loss_is_the_relative_error_of_mass() -> None:
 def test_what_lies_outside_the_field_or_under_metal_is_not_learned_from() -> None:
     batch = a_batch()
     hidden = replace(batch, field=torch.zeros_like(batch.field))
-    terms = decomposition_loss(torch.rand(2, 12, 32, 32), torch.zeros(2, 2), hidden)
+    figures = stated(batch, 0, 0)
+    terms = decomposition_loss(torch.rand(2, 12, 32, 32), torch.zeros(2, 2), figures, hidden)
     assert float(terms["maps"]) == 0 and float(terms["edges"]) == 0 and float(terms["labels"]) == 0
     under_metal = replace(batch, metal=torch.ones_like(batch.metal))
-    assert float(decomposition_loss(torch.rand(2, 12, 32, 32), torch.zeros(2, 2), under_metal)["maps"]) == 0
+    assert float(decomposition_loss(torch.rand(2, 12, 32, 32), torch.zeros(2, 2), figures, under_metal)["maps"]) == 0
+
+
+def test_a_canonical_figure_s_error_is_relative_and_its_best_spread_is_the_error() -> None:
+    batch = a_batch()
+    assert float(canonical_loss(stated(batch, 0.1, 0), batch.canonical, batch.canonical_weight)["canonical"]) == (
+        pytest.approx(0.2, rel=1e-4)
+    )
+    losses = {
+        spread: float(canonical_loss(stated(batch, 0.1, spread), batch.canonical, batch.canonical_weight)["spread"])
+        for spread in (-4.0, float(np.log(0.1)), -1.0)
+    }
+    assert min(losses, key=losses.__getitem__) == pytest.approx(np.log(0.1))
+    unseen = torch.zeros_like(batch.canonical_weight)
+    assert float(sum(canonical_loss(stated(batch, 9.0, 0), batch.canonical, unseen).values())) == 0
 
 
 def test_map_and_edge_losses_have_their_closed_form() -> None:
