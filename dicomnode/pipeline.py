@@ -20,6 +20,8 @@ from dicomnode.domain.object_plane import ObjectPlane, object_plane
 from dicomnode.domain.radiograph import Patient, Radiograph, Side
 from dicomnode.errors import NotMeasurable
 from dicomnode.inference import frame, regions
+from dicomnode.inference.bundle import Intervals, Limits
+from dicomnode.inference.canonical import interval
 from dicomnode.inference.plausibility import check_hip, check_region
 from dicomnode.inference.predictor import Decomposition, HipCandidate, Predictor
 
@@ -95,7 +97,9 @@ def _measure_hip(
     except NotMeasurable as error:
         return HipMeasurement(candidate.side, Status.NOT_MEASURABLE, error.reason, error.detail)
     measured = tuple(
-        _measure_region(region, decomposition, predictor.bundle.intervals, assess, radiograph.patient)
+        _measure_region(
+            region, decomposition, predictor.bundle.limits, predictor.bundle.intervals, assess, radiograph.patient
+        )
         for region in Region
     )
     some = any(one.status is Status.MEASURED for one in measured)
@@ -126,28 +130,29 @@ def _check_laterality(radiograph: Radiograph, candidate: HipCandidate) -> None:
 def _measure_region(
     region: Region,
     decomposition: Decomposition,
-    intervals: dict[str, dict[str, float]],
+    limits: Limits,
+    intervals: Intervals,
     assess: Assess,
     patient: Patient,
 ) -> RegionMeasurement:
     try:
-        check_region(decomposition, region)
+        check_region(decomposition, region, limits)
     except NotMeasurable as error:
         return RegionMeasurement(region, Status.NOT_MEASURABLE, error.reason, error.detail)
     mask = regions.region_mask(decomposition.labels, region)
     figures = regions.figures(mask, decomposition.density_g_cm2, decomposition.path_cm)
     assert figures is not None, "check_region lets no empty region through"
-    widths = intervals.get(region.value, {})
-    areal_bmd = _estimate(figures.areal_bmd_g_cm2, widths.get("areal_bmd_g_cm2"))
+    multiples = intervals.canonical.get(region.value, {})
+    canonical = {
+        name: interval(figure, multiples.get(name)) for name, figure in decomposition.canonical[region].items()
+    }
     return RegionMeasurement(
         region=region,
         status=Status.MEASURED,
-        assessment=assess(region, areal_bmd, patient),
+        assessment=assess(region, canonical["areal_bmd_g_cm2"], patient),
         contour_px=regions.contour(mask, decomposition.image_from_frame),
-        areal_bmd_g_cm2=areal_bmd,
-        bmc_g=_estimate(figures.bmc_g, widths.get("bmc_g")),
-        area_cm2=_estimate(figures.area_cm2, widths.get("area_cm2")),
-        volumetric_bmd_mg_cm3=_estimate(figures.volumetric_bmd_mg_cm3, widths.get("volumetric_bmd_mg_cm3")),
+        projected_areal_bmd_g_cm2=_estimate(figures.areal_bmd_g_cm2, intervals.projected.get(region.value)),
+        **canonical,
     )
 
 

@@ -156,6 +156,7 @@ def measure_region(region: Region, femur: Femur, image_from_frame_: NDArray[np.f
         bmc_g=_around(mass_g, 0.1),
         area_cm2=Estimate(area_cm2),
         volumetric_bmd_mg_cm3=_around(1000 * mass_g / volume_cm3, 0.1),
+        projected_areal_bmd_g_cm2=_around(1.02 * mass_g / area_cm2, 0.05),
         assessment=_assessment(region, mass_g / area_cm2),
         contour_px=_contour_px(mask, image_from_frame_),
     )

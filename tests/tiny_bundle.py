@@ -47,8 +47,9 @@ def write_tiny_bundle(folder: Path) -> Path:
             "explained": 0.2,
             "femur_area_cm2": [10.0, 150.0],
             "shaft_angle_deg": [-20.0, 20.0],
+            "canonical_share": [0.0, 100.0],
         },
-        "intervals": {},
+        "intervals": {"canonical": {}, "projected": {}},
     }
     (folder / "model.json").write_text(json.dumps(document))
     return folder

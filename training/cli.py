@@ -197,7 +197,10 @@ def _print(summary: Summary, folder: Path) -> None:
                 f"{a.bias:+.3g}",
             )
     console.print(table)
-    console.print("90 % intervals cover: " + ", ".join(f"{k} {100 * v:.1f} %" for k, v in summary.coverage.items()))
+    console.print(
+        "90 % intervals of areal BMD cover: "
+        + ", ".join(f"{k.replace('_', ' ')} {100 * v['areal_bmd_g_cm2']:.1f} %" for k, v in summary.coverage.items())
+    )
     for kind, counts in summary.refusals.items():
         console.print(f"{kind}: " + ", ".join(f"{n} {reason}" for reason, n in sorted(counts.items())))
     if summary.whole:

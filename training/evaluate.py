@@ -7,7 +7,7 @@ import csv
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,8 @@ from tqdm import tqdm
 from dicomnode.domain.measurement import Region
 from dicomnode.errors import NotMeasurable
 from dicomnode.inference import frame, regions
-from dicomnode.inference.plausibility import check_hip, check_region, explained, shaft_angle_deg
+from dicomnode.inference.bundle import Intervals
+from dicomnode.inference.plausibility import canonical_share, check_hip, check_region, explained, shaft_angle_deg
 from dicomnode.inference.predictor import Decomposition, Predictor
 from training.augment import METAL_G_CM2, random_radiograph
 from training.pairs import HipPair, Pairs
@@ -33,8 +34,11 @@ QUANTITY_LABELS = {
     "bmc_g": "BMC, g",
     "area_cm2": "area, cm²",
     "volumetric_bmd_mg_cm3": "vBMD, mg/cm³",
+    "projected_areal_bmd_g_cm2": "aBMD as posed, g/cm²",
 }
-QUANTITIES = tuple(QUANTITY_LABELS)
+"""Attributes of `domain.measurement.RegionMeasurement`: of the canonical pose, and last as projected in the radiograph's."""
+PROJECTED = "projected_areal_bmd_g_cm2"
+CANONICAL = tuple(name for name in QUANTITY_LABELS if name != PROJECTED)
 _LOCATOR_ERROR_SD_MM = 2.0
 """Heads are placed this much beside their place, as the locator would; `inference.predictor` looks twice beyond 3 mm."""
 _SIMULATED = "simulated radiographs of phantoms, not patients"
@@ -51,14 +55,12 @@ class RegionCase:
     """"native" AP hip, "implant" or "wrong_view"."""
     refused: str
     """Reason, or empty where the region has figures."""
-    true_areal_bmd_g_cm2: float
-    true_bmc_g: float
-    true_area_cm2: float
-    true_volumetric_bmd_mg_cm3: float
-    areal_bmd_g_cm2: float | None = None
-    bmc_g: float | None = None
-    area_cm2: float | None = None
-    volumetric_bmd_mg_cm3: float | None = None
+    truth: dict[str, float]
+    """Quantity of `QUANTITY_LABELS` -> figure."""
+    prediction: dict[str, float]
+    """The same; empty where the node refuses."""
+    spread: dict[str, float]
+    """Quantity of `CANONICAL` -> what the network thinks of its relative error; empty where the node refuses."""
 
 
 @dataclass(frozen=True)
@@ -72,6 +74,8 @@ class HipReading:
     explained: float
     femur_area_cm2: float
     shaft_angle_deg: float | None
+    canonical_share: float | None
+    """Areal BMD of the neck in the canonical pose, as a share of the projected one; None where no neck is seen."""
 
 
 def evaluate(
@@ -114,6 +118,7 @@ def _reading(kind: str, decomposition: Decomposition) -> HipReading:
         explained=explained(decomposition),
         femur_area_cm2=float((decomposition.labels > 0).sum()) * regions.PIXEL_AREA_CM2,
         shaft_angle_deg=shaft_angle_deg(decomposition.labels),
+        canonical_share=canonical_share(decomposition, Region.FEMORAL_NECK),
     )
 
 
@@ -124,20 +129,48 @@ def _cases(hip: HipPair, kind: str, decomposition: Decomposition, predictor: Pre
     except NotMeasurable as error:
         refused = error.reason.value
     for region in Region:
-        truth = hip.figures["regions"][region.value]
-        if any(truth[name] is None for name in QUANTITIES):
+        truth = true_figures(hip.figures, region)
+        if truth is None:
             continue
-        true = {f"true_{name}": truth[name] for name in QUANTITIES}
-        reason, predicted = refused, None
+        reason, prediction, spread = refused, {}, {}
         if not reason:
             try:
-                check_region(decomposition, region)
-                mask = regions.region_mask(decomposition.labels, region)
-                predicted = regions.figures(mask, decomposition.density_g_cm2, decomposition.path_cm)
+                check_region(decomposition, region, predictor.bundle.limits)
+                prediction, spread = read_figures(decomposition, region)
             except NotMeasurable as error:
                 reason = error.reason.value
-        figures = asdict(predicted) if predicted is not None else {}
-        yield RegionCase(hip.figures["index"], hip.figures["side"], region.value, kind, reason, **true, **figures)
+        yield RegionCase(
+            hip.figures["index"], hip.figures["side"], region.value, kind, reason, truth, prediction, spread
+        )
+
+
+def true_figures(figures: dict[str, Any], region: Region) -> dict[str, float] | None:
+    """What is true of a hip's region, by quantity; None where the region is empty in one of the two poses.
+
+    Args:
+        figures: a line of the pairs' table.
+    """
+    canonical = figures["canonical"][region.value]
+    truth = {name: canonical[name] for name in CANONICAL} | {
+        PROJECTED: figures["regions"][region.value]["areal_bmd_g_cm2"]
+    }
+    return None if any(value is None for value in truth.values()) else truth
+
+
+def read_figures(decomposition: Decomposition, region: Region) -> tuple[dict[str, float], dict[str, float]]:
+    """Figures by quantity, and the spreads of those of the canonical pose, as `pipeline.measure` reports them."""
+    canonical = decomposition.canonical[region]
+    prediction = {name: canonical[name].value for name in CANONICAL}
+    prediction[PROJECTED] = projected_areal_bmd_g_cm2(decomposition, region)
+    return prediction, {name: canonical[name].spread for name in CANONICAL}
+
+
+def projected_areal_bmd_g_cm2(decomposition: Decomposition, region: Region) -> float:
+    """Areal BMD of a region that is seen, in the pose of the radiograph."""
+    mask = regions.region_mask(decomposition.labels, region)
+    figures = regions.figures(mask, decomposition.density_g_cm2, decomposition.path_cm)
+    assert figures is not None, "only regions that are seen are read"
+    return figures.areal_bmd_g_cm2
 
 
 @dataclass(frozen=True)
@@ -146,8 +179,8 @@ class Summary:
 
     agreement: dict[str, dict[str, Agreement]]
     """region -> quantity -> agreement over the native hips that were measured."""
-    coverage: dict[str, float]
-    """region -> share of true areal BMD inside the 90 % interval."""
+    coverage: dict[str, dict[str, float]]
+    """region -> quantity -> share of true figures inside the 90 % interval."""
     refusals: dict[str, dict[str, int]]
     """kind -> reason ("measured" for none) -> hips, judged by the total hip."""
     whole: dict[str, Any]
@@ -164,24 +197,19 @@ class Summary:
         }
 
 
-def summarise(
-    cases: Iterable[RegionCase], intervals: dict[str, dict[str, float]], whole_cases: Iterable[WholeCase] = ()
-) -> Summary:
+def summarise(cases: Iterable[RegionCase], intervals: Intervals, whole_cases: Iterable[WholeCase] = ()) -> Summary:
     """Condense cases into agreement, interval coverage and refusals."""
     cases = list(cases)
     table: dict[str, dict[str, Agreement]] = {}
-    coverage: dict[str, float] = {}
+    coverage: dict[str, dict[str, float]] = {}
     for region in Region:
         measured = [
             case for case in cases if case.region == region.value and case.kind == "native" and not case.refused
         ]
         if len(measured) < 3:
             continue
-        table[region.value] = {name: agreement(*truth_and_prediction(measured, name)) for name in QUANTITIES}
-        half = intervals.get(region.value, {}).get("areal_bmd_g_cm2")
-        if half is not None:
-            truth, prediction = truth_and_prediction(measured, "areal_bmd_g_cm2")
-            coverage[region.value] = float((np.abs(prediction - truth) <= half).mean())
+        table[region.value] = {name: agreement(*truth_and_prediction(measured, name)) for name in QUANTITY_LABELS}
+        coverage[region.value] = interval_coverage(measured, region, intervals)
     refusals: dict[str, Counter[str]] = {}
     for case in cases:
         if case.region == Region.TOTAL_HIP.value:
@@ -190,13 +218,31 @@ def summarise(
     return Summary(table, coverage, plain, _summarise_whole(list(whole_cases)))
 
 
+def interval_coverage(cases: list[RegionCase], region: Region, intervals: Intervals) -> dict[str, float]:
+    """Quantity -> share of true figures inside the bundle's 90 % interval; quantities without a calibration are left out."""
+    coverage = {
+        name: float((relative_errors(cases, name) <= multiple).mean())
+        for name, multiple in intervals.canonical.get(region.value, {}).items()
+    }
+    if (half := intervals.projected.get(region.value)) is not None:
+        truth, prediction = truth_and_prediction(cases, PROJECTED)
+        coverage[PROJECTED] = float((np.abs(prediction - truth) <= half).mean())
+    return coverage
+
+
+def relative_errors(cases: list[RegionCase], quantity: str) -> NDArray[np.float64]:
+    """(n,) errors of the logarithm in multiples of each figure's own spread."""
+    truth, prediction = truth_and_prediction(cases, quantity)
+    return np.asarray(np.abs(np.log(prediction / truth)) / [case.spread[quantity] for case in cases], np.float64)
+
+
 def _summarise_whole(cases: list[WholeCase]) -> dict[str, Any]:
     if not cases:
         return {}
     outcomes: dict[str, Counter[str]] = {}
     for case in cases:
         outcomes.setdefault(case.kind, Counter())[case.outcome] += 1
-    measured = [case for case in cases if case.kind == "native" and case.areal_bmd_g_cm2 is not None]
+    measured = [case for case in cases if case.kind == "native" and case.prediction]
     truth, prediction = truth_and_prediction(measured, "areal_bmd_g_cm2")
     return {
         "refusals": {kind: dict(counts) for kind, counts in outcomes.items()},
@@ -208,7 +254,7 @@ def truth_and_prediction(
     cases: Iterable[RegionCase | WholeCase], quantity: str
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Two (n,) arrays of one quantity."""
-    pairs = [(getattr(case, f"true_{quantity}"), getattr(case, quantity)) for case in cases]
+    pairs = [(case.truth[quantity], case.prediction[quantity]) for case in cases]
     truth, prediction = np.array(pairs, np.float64).reshape(-1, 2).T
     return truth, prediction
 
@@ -218,9 +264,13 @@ def write_evaluation(folder: Path, cases: list[RegionCase], summary: Summary) ->
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "figures.json").write_text(json.dumps(summary.as_dict(), indent=1) + "\n", encoding="utf-8")
     with (folder / "cases.csv").open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, [field.name for field in fields(RegionCase)])
-        writer.writeheader()
-        writer.writerows(asdict(case) for case in cases)
+        tables = {"truth": QUANTITY_LABELS, "prediction": QUANTITY_LABELS, "spread": CANONICAL}
+        plain = [field.name for field in fields(RegionCase) if field.name not in tables]
+        writer = csv.writer(file)
+        writer.writerow([*plain, *(f"{part}_{name}" for part, names in tables.items() for name in names)])
+        for case in cases:
+            figures = [getattr(case, part).get(name) for part, names in tables.items() for name in names]
+            writer.writerow([*(getattr(case, name) for name in plain), *figures])
     measured = [case for case in cases if case.kind == "native" and not case.refused]
     _plot(folder / "scatter.png", measured, summary, _draw_scatter)
     _plot(folder / "bland_altman.png", measured, summary, _draw_bland_altman)

@@ -14,20 +14,19 @@ from safetensors.torch import save_file
 
 from dicomnode.domain.measurement import Region
 from dicomnode.inference import intensity
-from dicomnode.inference.bundle import (
-    FORMAT,
-    Limits,
-    frame_document,
-    load_bundle,
-)
+from dicomnode.inference.bundle import FORMAT, Intervals, Limits, frame_document, load_bundle
+from dicomnode.inference.channels import CANONICAL as STATED
+from dicomnode.inference.channels import CHANNELS, LOCATOR_CHANNELS, VERDICTS
 from dicomnode.inference.predictor import Predictor
 from training.config import RunConfiguration
 from training.evaluate import (
-    QUANTITIES,
+    CANONICAL,
+    PROJECTED,
     HipReading,
     RegionCase,
     Summary,
     evaluate,
+    relative_errors,
     summarise,
     truth_and_prediction,
     write_evaluation,
@@ -47,6 +46,7 @@ _OPEN = Limits(
     explained=-1.0,
     femur_area_cm2=(0.0, float("inf")),
     shaft_angle_deg=(-180.0, 180.0),
+    canonical_share=(0.0, float("inf")),
 )
 """Refuses nothing: used while the limits themselves are being found."""
 _LOCATOR_SCORE = 0.3
@@ -67,7 +67,7 @@ def export(
     folder.mkdir(parents=True, exist_ok=True)
     digest = _write_weights(weights, folder / "weights.safetensors")
     document = _document(run, split, digest)
-    _write(folder, document, _OPEN, {}, {})
+    _write(folder, document, _OPEN, Intervals({}, {}), {})
     open_cases, readings = evaluate(Predictor(load_bundle(folder)), pairs, split.validation, run.seed)
     limits = find_limits(readings)
     intervals = find_intervals(open_cases)
@@ -90,6 +90,7 @@ def find_limits(readings: list[HipReading]) -> Limits:
     native = [reading for reading in readings if reading.kind == "native"]
     areas = np.array([reading.femur_area_cm2 for reading in native])
     angles = np.array([reading.shaft_angle_deg for reading in native if reading.shaft_angle_deg is not None])
+    shares = np.array([reading.canonical_share for reading in native if reading.canonical_share is not None])
     metal = float(np.quantile([reading.metal_cm2 for reading in native], 0.995))
     return Limits(
         locator_score=_LOCATOR_SCORE,
@@ -103,19 +104,25 @@ def find_limits(readings: list[HipReading]) -> Limits:
             round(float(np.quantile(angles, 0.002)) - 4, 1),
             round(float(np.quantile(angles, 0.998)) + 4, 1),
         ),
+        canonical_share=(round(0.9 * shares.min(), 2), round(1.1 * shares.max(), 2)),
     )
 
 
-def find_intervals(cases: list[RegionCase]) -> dict[str, dict[str, float]]:
-    """Half widths of the 90 % split-conformal intervals per region and quantity, from the native validation hips."""
-    table: dict[str, dict[str, float]] = {}
+def find_intervals(cases: list[RegionCase]) -> Intervals:
+    """The 90 % split-conformal intervals of each region, from the native validation hips.
+
+    Those of the canonical pose are multiples of the figure's own spread: an uncertain figure gets a wider one.
+    """
+    canonical: dict[str, dict[str, float]] = {}
+    projected: dict[str, float] = {}
     for region in Region:
         own = [case for case in cases if case.region == region.value and case.kind == "native" and not case.refused]
-        table[region.value] = {}
-        for name in QUANTITIES:
-            truth, prediction = truth_and_prediction(own, name)
-            table[region.value][name] = round(conformal_half_width(prediction - truth), 5)
-    return table
+        canonical[region.value] = {
+            name: round(conformal_half_width(relative_errors(own, name)), 4) for name in CANONICAL
+        }
+        truth, prediction = truth_and_prediction(own, PROJECTED)
+        projected[region.value] = round(conformal_half_width(prediction - truth), 5)
+    return Intervals(canonical, projected)
 
 
 def _write_weights(weights: Path, path: Path) -> str:
@@ -140,6 +147,7 @@ def _document(run: RunConfiguration, split: Split, digest: str) -> dict[str, Any
         "intensity_transform": intensity.VERSION,
         "channels": [{"name": name, "unit": unit} for name, unit in CHANNELS],
         "verdicts": list(VERDICTS),
+        "canonical": [{"name": name, "unit": unit} for name, unit in STATED],
         "locator_channels": [{"name": name, "unit": unit} for name, unit in LOCATOR_CHANNELS],
         "networks": {
             "locator": asdict(locator_shape(run.locator)),
@@ -161,10 +169,10 @@ def _write(
     folder: Path,
     document: dict[str, Any],
     limits: Limits,
-    intervals: dict[str, dict[str, float]],
+    intervals: Intervals,
     figures: dict[str, Any],
 ) -> None:
-    whole = {**document, "limits": asdict(limits), "intervals": intervals, "figures": figures}
+    whole = {**document, "limits": asdict(limits), "intervals": asdict(intervals), "figures": figures}
     (folder / "model.json").write_text(json.dumps(whole, indent=1) + "\n", encoding="utf-8")
 
 

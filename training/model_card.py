@@ -22,8 +22,9 @@ A locator that finds femoral heads on an overview, and a residual U-Net that dec
 |---|---|
 {_rows((channel["name"], channel["unit"]) for channel in document["channels"])}
 
-Bone density is mineral mass over area, as projected in the pose of the radiograph; it is not the density of the canonical
-(DXA) pose, and it is not calibrated to any densitometer.
+In the maps bone density is mineral mass over area as projected in the pose of the radiograph. From maps and features the
+network states each region's areal BMD, area and volumetric BMD in the **canonical (DXA) pose**, each with a spread that the
+prediction interval is a multiple of; BMC is areal BMD times area. Nothing is calibrated to any densitometer.
 
 ## Intended use
 Research and development of the node that it ships with: adult anteroposterior radiographs of hip or pelvis.
@@ -36,7 +37,9 @@ Tube voltage, filtration, detector, dose, scatter and the vendor's processing ar
 ## Figures on held-out phantoms ({figures["data"]})
 {_agreement(figures)}
 
-Share of true areal BMD inside the 90 % prediction interval: {_coverage(figures)}.
+Share of true figures inside the 90 % prediction interval:
+
+{_coverage(figures)}
 
 What became of each kind of hip, judged by the total hip:
 
@@ -47,7 +50,6 @@ What became of each kind of hip, judged by the total hip:
 {_whole(figures["whole_radiographs"])}
 ## Known limits
 - Phantoms are simpler than people: no osteoarthritis, no fracture, no calcification, no clothing.
-- Pose changes the projected density; the density of the canonical pose is not estimated yet.
 - Positions and densities of muscles are not decomposed.
 
 ## How it was made
@@ -96,9 +98,12 @@ def _whole(whole: dict[str, Any]) -> str:
 
 
 def _coverage(figures: dict[str, Any]) -> str:
-    return ", ".join(
-        f"{region.replace('_', ' ')} {100 * share:.1f} %" for region, share in figures["interval_coverage"].items()
-    )
+    table = figures["interval_coverage"]
+    lines = ["| region | " + " | ".join(QUANTITY_LABELS.values()) + " |", "|---" * (1 + len(QUANTITY_LABELS)) + "|"]
+    for region, shares in table.items():
+        cells = [f"{100 * shares[name]:.1f} %" if name in shares else "" for name in QUANTITY_LABELS]
+        lines.append(f"| {region.replace('_', ' ')} | {' | '.join(cells)} |")
+    return "\n".join(lines)
 
 
 def _rows(pairs: Any) -> str:

@@ -4,6 +4,7 @@ import tempfile
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -79,8 +80,10 @@ class WholeCase:
     """"native", "implant" or "wrong_view"."""
     outcome: str
     """"measured", a refusal's reason, or "not_found"."""
-    true_areal_bmd_g_cm2: float
-    areal_bmd_g_cm2: float | None
+    truth: dict[str, float]
+    """Attribute of `RegionMeasurement` -> figure of the total hip."""
+    prediction: dict[str, float]
+    """The same; empty where the node refuses."""
 
 
 def measure_whole(
@@ -102,15 +105,16 @@ def measure_whole(
     return cases
 
 
-def _case(measurement: Measurement, figures: dict[str, object]) -> WholeCase:
-    side = Side(str(figures["side"]))
+def _case(measurement: Measurement, figures: dict[str, Any]) -> WholeCase:
+    side = Side(figures["side"])
     hip = next((one for one in measurement.hips if one.side is side), None)
-    outcome, value = "not_found", None
+    outcome, prediction = "not_found", {}
     if hip is not None:
         total = next((one for one in hip.regions if one.region is Region.TOTAL_HIP), None)
         status = total or hip
         outcome = status.status.value if status.status is Status.MEASURED else str(status.reason)
-        value = total.areal_bmd_g_cm2.value if total and total.areal_bmd_g_cm2 else None
+        if total and total.areal_bmd_g_cm2:
+            prediction = {"areal_bmd_g_cm2": total.areal_bmd_g_cm2.value}
     kind = "wrong_view" if figures["is_frog_leg"] else "implant" if figures["has_metal"] else "native"
-    truth = figures["regions"]["total_hip"]["areal_bmd_g_cm2"]  # type: ignore[index]
-    return WholeCase(int(str(figures["index"])), side.value, kind, outcome, truth or float("nan"), value)
+    truth = {"areal_bmd_g_cm2": figures["canonical"]["total_hip"]["areal_bmd_g_cm2"]}
+    return WholeCase(figures["index"], side.value, kind, outcome, truth, prediction)

@@ -136,8 +136,12 @@ Z_SCORE = _dcm("121416", "Z-Score of measurement")
 MAGNIFICATION = _private("MAGNIFICATION", "Radiographic magnification at the femoral head")
 """Distance Source to Detector over distance source to the plane of the femoral head."""
 MAGNIFICATION_SOURCE = _private("MAGNSOURCE", "Origin of radiographic magnification")
+PROJECTED_AREAL_BMD = _private("ABMDPROJECTED", "Areal bone mineral density in the pose of the radiograph")
+"""Told apart from `AREAL_BMD`, which is that of the pose of densitometry."""
 METHOD = _private("DECOMPOSITION", "Decomposition of the radiograph by a learned model")
-"""Value of (370129005, SCT, "Measurement Method") in TID 300."""
+"""Value of (370129005, SCT, "Measurement Method") in TID 300, for what lies in the beam in the pose of the radiograph."""
+CANONICAL_METHOD = _private("DXAPOSE", "Learned decomposition, stated for the pose of densitometry")
+"""Value of (370129005, SCT, "Measurement Method") in TID 300, for figures that are comparable between radiographs."""
 UPPER_UNCERTAINTY = _sct("371886008", "+, range of upper measurement uncertainty")
 """CID 225; TID 310 Measurement Properties."""
 LOWER_UNCERTAINTY = _sct("371885007", "-, range of lower measurement uncertainty")

@@ -438,25 +438,27 @@ def _assessment_texts(assessment: Assessment) -> list[tuple[Code, str]]:
 
 def _figures(region: RegionMeasurement) -> Iterator[SrMeasurement]:
     """TID 300 for each figure that there is, rounded to what the method can resolve and a little more."""
-    for name, estimate, unit, digits in (
-        (codes.AREAL_BMD, region.areal_bmd_g_cm2, codes.G_PER_CM2, 4),
-        (codes.BONE_MINERAL_CONTENT, region.bmc_g, codes.GRAM, 3),
-        (codes.PROJECTED_AREA, region.area_cm2, codes.CM2, 3),
-        (codes.VOLUMETRIC_BMD, region.volumetric_bmd_mg_cm3, codes.MG_PER_CM3, 2),
+    canonical, as_projected = codes.CANONICAL_METHOD, codes.METHOD
+    for name, estimate, method, unit, digits in (
+        (codes.AREAL_BMD, region.areal_bmd_g_cm2, canonical, codes.G_PER_CM2, 4),
+        (codes.BONE_MINERAL_CONTENT, region.bmc_g, canonical, codes.GRAM, 3),
+        (codes.PROJECTED_AREA, region.area_cm2, canonical, codes.CM2, 3),
+        (codes.VOLUMETRIC_BMD, region.volumetric_bmd_mg_cm3, canonical, codes.MG_PER_CM3, 2),
+        (codes.PROJECTED_AREAL_BMD, region.projected_areal_bmd_g_cm2, as_projected, codes.G_PER_CM2, 4),
     ):
         if estimate is not None:
-            yield _figure(name, estimate, unit, digits)
+            yield _figure(name, estimate, method, unit, digits)
     if region.assessment is not None:
         yield from _scores(region.assessment)
 
 
-def _figure(name: Code, estimate: Estimate, unit: Code, digits: int) -> SrMeasurement:
+def _figure(name: Code, estimate: Estimate, method: Code, unit: Code, digits: int) -> SrMeasurement:
     """A figure with its method and, where calibrated, its 90 % prediction interval (TID 300, TID 310)."""
     return SrMeasurement(
         name=name,
         value=round(float(estimate.value), digits),
         unit=unit,
-        method=codes.METHOD,
+        method=method,
         properties=_interval(estimate, unit, digits),
     )
 
@@ -504,6 +506,8 @@ def _evaluations_of_image(
     items.append(_text(codes.LIMITATION, settings.limitation_sentence))
     if measurement.model.trained_on_simulation:
         items.append(_text(codes.TRAINING_DATA, subject.words.simulated_training))
+    if measurement.status is Status.MEASURED:
+        items.append(_text(codes.COMMENT, subject.words.canonical_pose))
     items += [_text(codes.COMMENT, note) for note in measurement.notes]
     return _container(codes.QUALITATIVE_EVALUATIONS, items)
 

@@ -10,7 +10,7 @@ from dicomnode.domain.measurement import (
     RegionMeasurement,
 )
 
-FORMAT = 1
+FORMAT = 2
 INTERVAL_PERCENT = 90
 """Coverage of every interval (`domain.measurement.Estimate`)."""
 UNITS = {
@@ -18,6 +18,7 @@ UNITS = {
     "bmc": ("bmc_g", "g"),
     "area": ("area_cm2", "cm2"),
     "volumetric_bmd": ("volumetric_bmd_mg_cm3", "mg/cm3"),
+    "areal_bmd_as_projected": ("projected_areal_bmd_g_cm2", "g/cm2"),
 }
 """Quantity -> (attribute of `RegionMeasurement`, unit). Source of the units: UCUM."""
 

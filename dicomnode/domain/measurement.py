@@ -84,10 +84,13 @@ class RegionMeasurement:
     reason: Reason | None = None
     detail: str = ""
     areal_bmd_g_cm2: Estimate | None = None
-    """Areal bone mineral density as projected in this pose, in the object plane of the femoral head."""
+    """Areal bone mineral density of the canonical (DXA) pose: what is reported, compared and assessed."""
     bmc_g: Estimate | None = None
+    """Of the canonical pose, as are the two below."""
     area_cm2: Estimate | None = None
     volumetric_bmd_mg_cm3: Estimate | None = None
+    projected_areal_bmd_g_cm2: Estimate | None = None
+    """Areal bone mineral density as projected in the pose of the radiograph, in the object plane of the femoral head."""
     assessment: Assessment | None = None
     contour_px: NDArray[np.float32] | None = None
     """(n, 2) closed polygon (first point repeated last), (column, row) on the source image; pixel (0, 0) covers 0..1, so its

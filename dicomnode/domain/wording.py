@@ -48,6 +48,10 @@ class Wording:
     percent_yam: str
     classified: str
     interval: str
+    as_projected: str
+    """Heading of the areal BMD in the pose of the radiograph, beside that of the pose of densitometry."""
+    canonical_pose: str
+    """What the figures of a table refer to."""
     region_heading: str
     reference: str
     age_years: str
@@ -142,6 +146,11 @@ _ENGLISH = Wording(
     percent_yam="%YAM",
     classified="In the range of",
     interval="90 % interval",
+    as_projected="As posed",
+    canonical_pose=(
+        "Figures are estimates for the pose of densitometry (neck in the coronal plane, shaft upright); "
+        "\N{LEFT DOUBLE QUOTATION MARK}as posed\N{RIGHT DOUBLE QUOTATION MARK} is the areal density in the pose of this radiograph."
+    ),
     region_heading="Region",
     reference="Reference",
     age_years="Age (years)",
@@ -233,6 +242,10 @@ _JAPANESE = Wording(
     percent_yam="%YAM",
     classified="該当区分",
     interval="90 % 区間",
+    as_projected="撮影肢位",
+    canonical_pose=(
+        "数値は骨密度測定の標準肢位（頸部が前額面内、骨幹部が垂直）での推定値です。「撮影肢位」は本X線像の肢位での面密度です。"
+    ),
     region_heading="部位",
     reference="基準集団",
     age_years="年齢（歳）",

@@ -42,6 +42,18 @@ class Limits:
     """Range of the femur's projected area within the frame."""
     shaft_angle_deg: tuple[float, float]
     """Range of the shaft axis against the image's vertical, positive when its distal end points laterally."""
+    canonical_share: tuple[float, float]
+    """Range of a region's areal BMD in the canonical pose, as a share of the projected one."""
+
+
+@dataclass(frozen=True)
+class Intervals:
+    """What turns figures into 90 % prediction intervals, calibrated on validation pairs; empty before that."""
+
+    canonical: dict[str, dict[str, float]]
+    """region -> quantity -> multiple of the figure's own spread, see `canonical.interval`."""
+    projected: dict[str, float]
+    """region -> half width for the areal BMD as projected in the pose of the radiograph, g/cm2."""
 
 
 @dataclass(frozen=True)
@@ -52,8 +64,7 @@ class Bundle:
     locator: HipNet
     decomposer: HipNet
     limits: Limits
-    intervals: dict[str, dict[str, float]]
-    """region -> quantity -> half width of the 90 % prediction interval, in the quantity's unit."""
+    intervals: Intervals
     document: dict[str, Any]
 
 
@@ -84,7 +95,7 @@ def load_bundle(folder: Path = SHIPPED) -> Bundle:
         locator=_network(document["networks"]["locator"], tensors, "locator."),
         decomposer=_network(document["networks"]["decomposer"], tensors, "decomposer."),
         limits=_limits(document["limits"]),
-        intervals=document["intervals"],
+        intervals=Intervals(**document["intervals"]),
         document=document,
     )
 

@@ -10,7 +10,7 @@ from dicomnode.inference.bundle import Limits
 from dicomnode.inference.channels import LABELS_OF_REGION
 from dicomnode.inference.frame import SPACING_MM, Label
 from dicomnode.inference.predictor import Decomposition
-from dicomnode.inference.regions import PIXEL_AREA_CM2, region_mask
+from dicomnode.inference.regions import PIXEL_AREA_CM2, figures, region_mask
 
 _BORDER_PX = 3
 """A region closer than this (2 mm) to the border of the exposed field is taken to go on beyond it."""
@@ -79,11 +79,11 @@ def check_hip(decomposition: Decomposition, limits: Limits) -> None:
         )
 
 
-def check_region(decomposition: Decomposition, region: Region) -> None:
-    """Check that a region lies wholly within the exposed field and the frame.
+def check_region(decomposition: Decomposition, region: Region, limits: Limits) -> None:
+    """Check that a region lies wholly within the exposed field and the frame, and that its two densities belong together.
 
     Raises:
-        NotMeasurable: CUT_OFF.
+        NotMeasurable: CUT_OFF, or IMPLAUSIBLE.
     """
     name = _REGION_NAMES[region]
     mask = region_mask(decomposition.labels, region)
@@ -100,6 +100,22 @@ def check_region(decomposition: Decomposition, region: Region) -> None:
                 Reason.CUT_OFF,
                 f"the {name} ends 2 cm below the lesser trochanter, which is not within the exposed field",
             )
+    share, (least, most) = canonical_share(decomposition, region), limits.canonical_share
+    if share is None or not least <= share <= most:
+        raise NotMeasurable(
+            Reason.IMPLAUSIBLE,
+            f"the {name}'s density in the pose of densitometry would be {100 * (share or 0):.0f} % of the projected one, "
+            f"{100 * least:.0f} to {100 * most:.0f} % are plausible; repeat in AP with the leg extended",
+        )
+
+
+def canonical_share(decomposition: Decomposition, region: Region) -> float | None:
+    """Areal BMD in the canonical pose as a share of the one that the maps show; None where the maps show none."""
+    mask = region_mask(decomposition.labels, region)
+    seen = figures(mask, decomposition.density_g_cm2, decomposition.path_cm)
+    if seen is None or seen.areal_bmd_g_cm2 <= 0:
+        return None
+    return decomposition.canonical[region]["areal_bmd_g_cm2"].value / seen.areal_bmd_g_cm2
 
 
 def shaft_angle_deg(labels: NDArray[np.uint8]) -> float | None:

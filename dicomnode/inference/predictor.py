@@ -9,13 +9,13 @@ from numpy.typing import NDArray
 from dicomnode.domain.radiograph import Side
 from dicomnode.errors import ConfigurationError
 from dicomnode.inference import frame
-from dicomnode.inference.bundle import CHANNELS, VERDICTS, Bundle
+from dicomnode.inference.bundle import Bundle
+from dicomnode.inference.canonical import CanonicalFigures, canonical_figures
+from dicomnode.inference.channels import INDEX, LABELS, MAPS, VERDICTS
 from dicomnode.inference.frame import Label
 from dicomnode.inference.intensity import standardise
 from dicomnode.inference.network import HipNet
 
-_INDEX = {name: index for index, (name, _) in enumerate(CHANNELS)}
-_LABELS = slice(_INDEX["background"], _INDEX["shaft"] + 1)
 _RECENTRE_MM = 3.0
 """A second look is taken where the head lies further than this from where the locator put it."""
 _METAL_LOGIT = 2.0
@@ -53,6 +53,8 @@ class Decomposition:
     """Probability that this is an AP hip in a pose that was trained for."""
     implant: float
     """Probability that there is metal."""
+    canonical: CanonicalFigures
+    """What a densitometer's pose would show; of regions that are not wholly seen it says nothing that may be used."""
     image_from_frame: NDArray[np.float64]
 
 
@@ -82,7 +84,7 @@ class Predictor:
         for image_from_overview in frame.overview_windows(image.shape, spacing_mm):
             shape = (frame.LOCATOR_SIZE, frame.LOCATOR_SIZE)
             overview = standardise(*frame.resample(image, image_from_overview, shape))
-            heat, _ = self._run(self._locator, overview)
+            heat = self._run(self._locator, overview)[0]
             for side, channel in zip((Side.RIGHT, Side.LEFT), sigmoid(heat), strict=True):
                 for column, row, score in peaks(channel):
                     x, y, _ = image_from_overview @ (column, row, 1.0)
@@ -125,30 +127,31 @@ class Predictor:
             image_from_frame: where the crop came from.
         """
         network_input = standardise(crop, inside)
-        channels, verdicts = self._run(self._decomposer, network_input)
-        labels = channels[_LABELS].argmax(0).astype(np.uint8)
-        field = inside & (channels[_INDEX["field"]] > 0)
+        channels, verdicts, canonical = self._run(self._decomposer, network_input)
+        labels = channels[LABELS].argmax(0).astype(np.uint8)
+        field = inside & (channels[INDEX["field"]] > 0)
         labels[~field] = Label.BACKGROUND
-        physical = np.maximum(channels[: _INDEX["background"]], 0.0)
+        physical = np.maximum(channels[MAPS], 0.0)
         return Decomposition(
             grey=network_input[0],
-            density_g_cm2=physical[_INDEX["femur_density"]],
-            path_cm=physical[_INDEX["femur_path"]],
-            pelvis_g_cm2=physical[_INDEX["pelvis_density"]],
-            soft_g_cm2=physical[_INDEX["soft"]],
+            density_g_cm2=physical[INDEX["femur_density"]],
+            path_cm=physical[INDEX["femur_path"]],
+            pelvis_g_cm2=physical[INDEX["pelvis_density"]],
+            soft_g_cm2=physical[INDEX["soft"]],
             labels=labels,
-            metal=inside & (channels[_INDEX["metal"]] > _METAL_LOGIT),
+            metal=inside & (channels[INDEX["metal"]] > _METAL_LOGIT),
             field=field,
             **dict(zip(VERDICTS, sigmoid(verdicts).tolist(), strict=True)),
+            canonical=canonical_figures(canonical),
             image_from_frame=image_from_frame,
         )
 
-    def _run(self, network: HipNet, channels: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    def _run(self, network: HipNet, channels: NDArray[np.float32]) -> tuple[NDArray[np.float32], ...]:
         try:
             with torch.inference_mode():
                 batch = torch.from_numpy(channels)[None].to(self.device, memory_format=torch.channels_last)
-                maps, verdicts = network(batch)
-            return maps[0].float().cpu().numpy(), verdicts[0].float().cpu().numpy()
+                answer = network(batch)
+            return tuple(part[0].float().cpu().numpy() for part in answer)
         except torch.OutOfMemoryError as error:  # a RuntimeError, as if the image were at fault
             raise MemoryError(f"the {self.device.type} device has not enough free memory") from error
 

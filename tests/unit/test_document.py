@@ -24,6 +24,7 @@ TOTAL = RegionMeasurement(
     bmc_g=Estimate(30.0),
     area_cm2=Estimate(37.0),
     volumetric_bmd_mg_cm3=Estimate(300.0),
+    projected_areal_bmd_g_cm2=Estimate(0.83),
     assessment=Assessment("nhanes3", -1.1, 86.0, None, "low_bone_mass", "WHO 1994 / ISCD 2023", ("a note",)),
 )
 NECK = RegionMeasurement(Region.FEMORAL_NECK, Status.NOT_MEASURABLE, Reason.CUT_OFF, "the neck is not in the image")
@@ -55,6 +56,7 @@ def test_figures_come_with_unit_and_interval() -> None:
         "bmc": "g",
         "area": "cm2",
         "volumetric_bmd": "mg/cm3",
+        "areal_bmd_as_projected": "g/cm2",
     }
     assert total["assessment"]["t_score"] == -1.1
 

@@ -8,8 +8,17 @@ import pytest
 
 from dicomnode.domain.measurement import Region
 from dicomnode.errors import ConfigurationError
+from dicomnode.inference.bundle import Intervals
 from training.config import load_run
-from training.evaluate import QUANTITIES, HipReading, RegionCase, summarise, write_evaluation
+from training.evaluate import (
+    CANONICAL,
+    PROJECTED,
+    QUANTITY_LABELS,
+    HipReading,
+    RegionCase,
+    summarise,
+    write_evaluation,
+)
 from training.export import find_intervals, find_limits
 from training.model_card import model_card
 from training.whole import WholeCase
@@ -17,37 +26,47 @@ from training.whole import WholeCase
 SHIPPED_RUN = Path(__file__).resolve().parents[2] / "conf" / "training" / "hip.toml"
 
 
+NONE = Intervals({}, {})
+
+
 def some_cases(count: int = 60, sd: float = 0.03) -> list[RegionCase]:
     rng = np.random.default_rng(0)
     cases = []
     for number in range(count):
         for region in Region:
-            truth = rng.normal(0.8, 0.15)
-            figures = {name: float(truth + rng.normal(0, sd)) for name in QUANTITIES}
-            true = {f"true_{name}": float(truth) for name in QUANTITIES}
-            cases.append(RegionCase(number, "R", region.value, "native", "", **true, **figures))
-    refused = {f"true_{name}": 0.8 for name in QUANTITIES}
-    cases.append(RegionCase(count, "L", Region.TOTAL_HIP.value, "implant", "implant", **refused))
+            truth = {name: max(0.3, float(rng.normal(0.8, 0.15))) for name in QUANTITY_LABELS}
+            spread = {name: float(rng.uniform(0.5, 2) * sd) for name in CANONICAL}
+            prediction = {name: truth[name] * float(np.exp(rng.normal(0, spread[name]))) for name in CANONICAL}
+            prediction[PROJECTED] = truth[PROJECTED] + float(rng.normal(0, sd))
+            cases.append(RegionCase(number, "R", region.value, "native", "", truth, prediction, spread))
+    refused = dict.fromkeys(QUANTITY_LABELS, 0.8)
+    cases.append(RegionCase(count, "L", Region.TOTAL_HIP.value, "implant", "implant", refused, {}, {}))
     return cases
 
 
 def test_intervals_cover_about_nine_of_ten_and_are_as_wide_as_the_errors_are() -> None:
     intervals = find_intervals(some_cases(400))
-    half = intervals["total_hip"]["areal_bmd_g_cm2"]
-    assert half == pytest.approx(1.645 * 0.03, rel=0.15)  # the normal distribution's 90 %
+    assert intervals.projected["total_hip"] == pytest.approx(1.645 * 0.03, rel=0.15)  # the normal distribution's 90 %
+    # Spreads differ fourfold from case to case, and each is the right one: their multiple is the normal distribution's too.
+    assert intervals.canonical["total_hip"]["areal_bmd_g_cm2"] == pytest.approx(1.645, rel=0.15)
     summary = summarise(some_cases(400), intervals)
-    assert summary.coverage["total_hip"] == pytest.approx(0.9, abs=0.01)
+    assert set(summary.coverage["total_hip"]) == set(QUANTITY_LABELS)
+    assert list(summary.coverage["total_hip"].values()) == pytest.approx([0.9] * len(QUANTITY_LABELS), abs=0.01)
+
+
+def abmd(value: float) -> dict[str, float]:
+    return {"areal_bmd_g_cm2": value}
 
 
 def test_refusals_are_counted_by_kind_and_reason() -> None:
-    summary = summarise(some_cases(), {})
+    summary = summarise(some_cases(), NONE)
     assert summary.refusals == {"native": {"measured": 60}, "implant": {"implant": 1}}
 
 
 def test_whole_radiographs_are_summed_up_apart() -> None:
-    whole = [WholeCase(i, "R", "native", "measured", 0.7 + 0.01 * i, 0.71 + 0.01 * i) for i in range(5)]
-    whole.append(WholeCase(9, "L", "implant", "implant", 0.8, None))
-    figures = summarise(some_cases(), {}, whole).whole
+    whole = [WholeCase(i, "R", "native", "measured", abmd(0.7 + 0.01 * i), abmd(0.71 + 0.01 * i)) for i in range(5)]
+    whole.append(WholeCase(9, "L", "implant", "implant", abmd(0.8), {}))
+    figures = summarise(some_cases(), NONE, whole).whole
     assert figures["refusals"] == {"native": {"measured": 5}, "implant": {"implant": 1}}
     assert figures["total_hip_areal_bmd_g_cm2"]["bias"] == pytest.approx(0.01)
 
@@ -56,14 +75,22 @@ def test_limits_let_the_good_hips_pass_that_they_were_set_from() -> None:
     rng = np.random.default_rng(0)
     readings = [
         HipReading(
-            "native", 0.99, 0.01, 4.0, float(rng.normal(0.8, 0.05)), float(rng.normal(60, 8)), float(rng.normal(3, 4))
+            "native",
+            0.99,
+            0.01,
+            4.0,
+            float(rng.normal(0.8, 0.05)),
+            float(rng.normal(60, 8)),
+            float(rng.normal(3, 4)),
+            float(rng.uniform(0.9, 1.1)),
         )
         for _ in range(200)
     ]
-    limits = find_limits([*readings, HipReading("implant", 0.9, 0.99, 30.0, 0.1, 50.0, None)])
+    limits = find_limits([*readings, HipReading("implant", 0.9, 0.99, 30.0, 0.1, 50.0, None, 3.0)])
     assert all(reading.explained > limits.explained for reading in readings if reading.explained > 0.6)
     assert limits.femur_area_cm2[0] < 30 < 80 < limits.femur_area_cm2[1]
     assert limits.shaft_angle_deg[0] < -5 and limits.shaft_angle_deg[1] > 10
+    assert 0.8 < limits.canonical_share[0] < 0.9 and 1.1 < limits.canonical_share[1] < 1.25
     assert limits.metal_cm2 == pytest.approx(4.8)  # a fifth beyond what native hips are taken to hold
 
 
@@ -115,13 +142,13 @@ def test_the_shipped_run_is_readable_and_an_unknown_key_is_named(tmp_path: Path)
 
 def test_a_network_too_narrow_for_the_library_is_refused(tmp_path: Path) -> None:
     wrong = tmp_path / "run.toml"
-    wrong.write_text(SHIPPED_RUN.read_text().replace("widths = [24,", "widths = [12,"))
+    wrong.write_text(SHIPPED_RUN.read_text().replace("widths = [16,", "widths = [12,", 1))
     with pytest.raises(ConfigurationError, match="multiples of 8"):
         load_run(wrong)
 
 
 def test_a_run_whose_split_leaves_nothing_to_train_on_is_refused(tmp_path: Path) -> None:
     wrong = tmp_path / "run.toml"
-    wrong.write_text(SHIPPED_RUN.read_text().replace("test = 0.12", "test = 0.9"))
+    wrong.write_text(SHIPPED_RUN.read_text().replace("test = 0.36", "test = 0.9"))
     with pytest.raises(ConfigurationError, match="split"):
         load_run(wrong)

@@ -9,6 +9,7 @@ import pytest
 from dicomnode.domain.measurement import Assessment, Estimate, Measurement, ModelIdentity, Reason, Region, Status
 from dicomnode.domain.object_plane import ASSUMED_MAGNIFICATION, object_plane
 from dicomnode.domain.radiograph import AcquisitionGeometry, Patient, Radiograph, Side
+from dicomnode.inference.bundle import Intervals
 from dicomnode.inference.predictor import Decomposition, HipCandidate
 from dicomnode.pipeline import measure
 from tests.unit.test_plausibility import LIMITS, a_femur
@@ -21,7 +22,7 @@ GEOMETRY = AcquisitionGeometry(detector_spacing_mm=(0.2, 0.2), magnification_sta
 class FakeBundle:
     identity: ModelIdentity
     limits: Any
-    intervals: dict[str, dict[str, float]]
+    intervals: Intervals
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,9 @@ class FakePredictor:
     """Finds what it is told to find."""
 
     found: dict[Side, Decomposition]
-    bundle: FakeBundle = FakeBundle(IDENTITY, LIMITS, {"total_hip": {"areal_bmd_g_cm2": 0.05}})
+    bundle: FakeBundle = FakeBundle(
+        IDENTITY, LIMITS, Intervals({"total_hip": {"areal_bmd_g_cm2": 2.0}}, {"total_hip": 0.05})
+    )
 
     def locate(self, image: Any, spacing_mm: Any) -> list[HipCandidate]:
         return [HipCandidate(side, (100.0, 100.0), 0.9) for side in self.found]
@@ -71,7 +74,12 @@ def test_the_interval_of_the_bundle_surrounds_the_figure() -> None:
         and total.areal_bmd_g_cm2.low is not None
         and total.areal_bmd_g_cm2.high is not None
     )
-    assert total.areal_bmd_g_cm2.high - total.areal_bmd_g_cm2.low == pytest.approx(0.1)
+    # Twice a spread of 2 %, either way in the logarithm.
+    assert total.areal_bmd_g_cm2.high / total.areal_bmd_g_cm2.value == pytest.approx(np.exp(0.04))
+    assert total.areal_bmd_g_cm2.value / total.areal_bmd_g_cm2.low == pytest.approx(np.exp(0.04))
+    projected = total.projected_areal_bmd_g_cm2
+    assert projected is not None and projected.low is not None and projected.high is not None
+    assert projected.high - projected.low == pytest.approx(0.1)
     assert total.bmc_g is not None and total.bmc_g.low is None  # the bundle holds no interval for it
 
 

@@ -10,6 +10,7 @@ from dicomnode.domain.measurement import Reason, Region
 from dicomnode.errors import NotMeasurable
 from dicomnode.inference import frame
 from dicomnode.inference.bundle import Limits
+from dicomnode.inference.canonical import CanonicalFigure
 from dicomnode.inference.frame import Label
 from dicomnode.inference.plausibility import check_hip, check_region, explained, shaft_angle_deg
 from dicomnode.inference.predictor import Decomposition
@@ -22,7 +23,19 @@ LIMITS = Limits(
     explained=0.3,
     femur_area_cm2=(15.0, 120.0),
     shaft_angle_deg=(-15.0, 20.0),
+    canonical_share=(0.7, 1.2),
 )
+
+
+CANONICAL_FIGURES = {
+    name: CanonicalFigure(value, 0.02)
+    for name, value in (
+        ("areal_bmd_g_cm2", 0.9),
+        ("area_cm2", 30.0),
+        ("bmc_g", 27.0),
+        ("volumetric_bmd_mg_cm3", 300.0),
+    )
+}
 
 
 def a_femur(shaft_lean_deg: float = 0.0) -> Decomposition:
@@ -50,8 +63,23 @@ def a_femur(shaft_lean_deg: float = 0.0) -> Decomposition:
         field=np.ones(labels.shape, bool),
         anteroposterior_hip=0.97,
         implant=0.02,
+        canonical=dict.fromkeys(Region, CANONICAL_FIGURES),
         image_from_frame=np.eye(3),
     )
+
+
+def with_areal_bmd(femur: Decomposition, value: float) -> Decomposition:
+    figures = CANONICAL_FIGURES | {"areal_bmd_g_cm2": CanonicalFigure(value, 0.02)}
+    return replace(femur, canonical=dict.fromkeys(Region, figures))
+
+
+@pytest.mark.parametrize(("areal_bmd", "share"), [(0.5, "5. %"), (1.3, "14. %")])
+def test_a_pose_cannot_halve_a_density(areal_bmd: float, share: str) -> None:
+    femur = with_areal_bmd(a_femur(), areal_bmd)
+    check_hip(femur, LIMITS)
+    with pytest.raises(NotMeasurable, match=share) as caught:
+        check_region(femur, Region.TOTAL_HIP, LIMITS)
+    assert caught.value.reason is Reason.IMPLAUSIBLE
 
 
 def refusal(decomposition: Decomposition) -> Reason:
@@ -65,7 +93,7 @@ def test_a_whole_native_hip_passes() -> None:
     femur = a_femur()
     check_hip(femur, LIMITS)
     for region in Region:
-        check_region(femur, region)
+        check_region(femur, region, LIMITS)
 
 
 def test_metal_is_refused_as_an_implant() -> None:
@@ -115,10 +143,10 @@ def test_a_field_that_ends_below_the_neck_leaves_the_neck_and_refuses_the_total_
     field = femur.field.copy()
     field[125:] = False
     short = replace(femur, field=field, labels=np.where(field, femur.labels, 0).astype(np.uint8))
-    check_region(short, Region.FEMORAL_NECK)
+    check_region(short, Region.FEMORAL_NECK, LIMITS)
     for region in (Region.TOTAL_HIP, Region.INTERTROCHANTER):
         with pytest.raises(NotMeasurable) as caught:
-            check_region(short, region)
+            check_region(short, region, LIMITS)
         assert caught.value.reason is Reason.CUT_OFF
 
 
@@ -128,4 +156,5 @@ def test_a_total_hip_without_shaft_below_it_is_cut_off() -> None:
         check_region(
             replace(femur, labels=np.where(femur.labels == Label.SHAFT, 0, femur.labels).astype(np.uint8)),
             Region.TOTAL_HIP,
+            LIMITS,
         )

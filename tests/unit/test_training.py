@@ -34,7 +34,6 @@ from training.split import Split, split_subjects
 from training.targets import MARGIN_PX
 from training.train import learning_rate_share, train
 
-
 LOGARITHMS = np.log(np.full((len(REGIONS), len(CANONICAL)), 2.0, np.float32))
 
 

@@ -67,7 +67,8 @@ def render_overlay(
     sheet = Sheet(WIDTH_PX, HEIGHT_PX, family)
     _draw_head(sheet, measurement, words, identification if settings.burn_in_identification else "")
     top = 116 if measurement.model.trained_on_simulation else 70
-    foot_top = _draw_foot(sheet, limitation, " ".join(_remarks(measurement, references, words)))
+    remarks = _remarks(measurement, references, words) if measurement.status is Status.MEASURED else measurement.notes
+    foot_top = _draw_foot(sheet, limitation, " ".join(remarks))
     body = Box(MARGIN_PX, top, WIDTH_PX - 2 * MARGIN_PX, foot_top - 12 - top)
     if measurement.status is Status.MEASURED:
         _draw_measured(sheet, body, measurement, display_image, patient, references, words)
@@ -162,7 +163,7 @@ def _remarks(measurement: Measurement, references: Mapping[Region, ReferenceCurv
     """By whom, by whose rules and under which provisos the figures were judged, and what was odd in the radiograph."""
     regions = [region for hip in measurement.hips for region in hip.regions if region.assessment is not None]
     judged = next((region for region in regions if region.assessment and region.assessment.classification), None)
-    remarks = []
+    remarks = [words.canonical_pose]
     if judged is not None and judged.assessment is not None:
         whom = references[judged.region].name if judged.region in references else judged.assessment.reference
         remarks.append(f"{words.reference}: {whom}. {words.criteria}: {judged.assessment.criteria}.")

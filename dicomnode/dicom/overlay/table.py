@@ -35,14 +35,15 @@ class Column:
 def _columns(words: Wording) -> tuple[Column, ...]:
     return (
         Column(words.region_heading, "", 0.022, left=True),
-        Column(words.areal_bmd, "g/cm\N{SUPERSCRIPT TWO}", 0.275),
-        Column(words.interval, "g/cm\N{SUPERSCRIPT TWO}", 0.415),
-        Column(words.t_score, "", 0.490),
-        Column(words.z_score, "", 0.562),
-        Column(words.percent_yam, "", 0.632),
-        Column(words.bone_mineral_content, "g", 0.697),
-        Column(words.area, "cm\N{SUPERSCRIPT TWO}", 0.762),
-        Column(words.volumetric_bmd, "mg/cm\N{SUPERSCRIPT THREE}", 0.842),
+        Column(words.areal_bmd, "g/cm\N{SUPERSCRIPT TWO}", 0.250),
+        Column(words.interval, "g/cm\N{SUPERSCRIPT TWO}", 0.382),
+        Column(words.as_projected, "g/cm\N{SUPERSCRIPT TWO}", 0.462),
+        Column(words.t_score, "", 0.525),
+        Column(words.z_score, "", 0.588),
+        Column(words.percent_yam, "", 0.652),
+        Column(words.bone_mineral_content, "g", 0.712),
+        Column(words.area, "cm\N{SUPERSCRIPT TWO}", 0.775),
+        Column(words.volumetric_bmd, "mg/cm\N{SUPERSCRIPT THREE}", 0.846),
         Column(words.classified, "", 0.860, left=True),
     )
 
@@ -94,7 +95,8 @@ def _draw_region(sheet: Sheet, box: Box, region: RegionMeasurement, words: Wordi
         _draw_reason(sheet, box, 0.215, region, words)
     else:
         for column, figure in zip(_columns(words)[1:-1], _figures(region), strict=True):
-            colour = MUTED if figure == ABSENT or column.heading == words.interval else TEXT
+            beside = column.heading in (words.interval, words.as_projected)
+            colour = MUTED if figure == ABSENT or beside else TEXT
             bold = column.heading == words.areal_bmd
             layer.text(box.x + column.place * box.width, y, figure, 16, colour, bold=bold, across="right")
         _draw_class(layer, box, region, words)
@@ -127,6 +129,7 @@ def _figures(region: RegionMeasurement) -> Iterator[str]:
     yield _number(density, 3)
     known = density is not None and density.low is not None and density.high is not None
     yield f"{density.low:.3f} \N{EN DASH} {density.high:.3f}" if known and density else ABSENT
+    yield _number(region.projected_areal_bmd_g_cm2, 3)
     yield _signed(scores.t_score if scores else None)
     yield _signed(scores.z_score if scores else None)
     yield ABSENT if scores is None or scores.percent_yam is None else f"{scores.percent_yam:.0f}"

@@ -1,0 +1,58 @@
+"""Figures of the canonical (DXA) pose, as the decomposer states them: neck in the coronal plane, shaft upright, parallel rays.
+
+The projected figure changes with the pose (Uemura 2023); what is reported and compared is that of the canonical pose.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dicomnode.domain.measurement import Estimate, Region
+from dicomnode.inference.channels import CANONICAL, REGIONS
+
+
+@dataclass(frozen=True)
+class CanonicalFigure:
+    """One figure with what the network thinks of its own certainty."""
+
+    value: float
+    spread: float
+    """Scale of the relative error; the prediction interval is a multiple of it that validation sets."""
+
+
+CanonicalFigures = Mapping[Region, Mapping[str, CanonicalFigure]]
+"""Region -> attribute of `domain.measurement.RegionMeasurement` -> figure."""
+
+
+def canonical_figures(answer: NDArray[np.float32]) -> dict[Region, dict[str, CanonicalFigure]]:
+    """Read a network's answer.
+
+    Args:
+        answer: (2, regions, quantities), see `network.CanonicalHead`.
+    """
+    values, spreads = np.exp(answer.astype(np.float64))
+    table = {}
+    for region, row, certainty in zip(REGIONS, values, spreads, strict=True):
+        figures = {
+            name: CanonicalFigure(float(value), float(spread))
+            for (name, _), value, spread in zip(CANONICAL, row, certainty, strict=True)
+        }
+        density, area = figures["areal_bmd_g_cm2"], figures["area_cm2"]
+        figures["bmc_g"] = CanonicalFigure(density.value * area.value, float(np.hypot(density.spread, area.spread)))
+        table[region] = figures
+    return table
+
+
+def interval(figure: CanonicalFigure, multiple: float | None) -> Estimate:
+    """The figure with its prediction interval, symmetric in the logarithm.
+
+    Args:
+        multiple: of the figure's spread (normalised split-conformal: Lei et al. 2018, doi:10.1080/01621459.2017.1307116,
+            section 5.2); None where the bundle holds no calibration.
+    """
+    if multiple is None:
+        return Estimate(figure.value)
+    factor = float(np.exp(multiple * figure.spread))
+    return Estimate(figure.value, figure.value / factor, figure.value * factor)
