@@ -142,10 +142,11 @@ def test_table_figures_are_rounded_as_a_print_does() -> None:
         bmc_g=Estimate(28.666),
         area_cm2=Estimate(35.456),
         volumetric_bmd_mg_cm3=Estimate(293.6),
+        projected_areal_bmd_g_cm2=Estimate(0.8234),
     )
     assert region.assessment is not None
     scored = replace(region, assessment=replace(region.assessment, t_score=-1.1, z_score=0.0, percent_yam=86.0))
-    assert list(_figures(scored)) == ["0.806", "0.744 – 0.869", "−1.1", "+0.0", "86", "28.67", "35.46", "294"]
+    assert list(_figures(scored)) == ["0.806", "0.744 – 0.869", "0.823", "−1.1", "+0.0", "86", "28.67", "35.46", "294"]
 
 
 def test_absent_figures_are_dashes() -> None:
@@ -155,9 +156,10 @@ def test_absent_figures_are_dashes() -> None:
         bmc_g=None,
         area_cm2=None,
         volumetric_bmd_mg_cm3=None,
+        projected_areal_bmd_g_cm2=None,
         assessment=None,
     )
-    assert list(_figures(bare)) == ["0.800", *7 * ["–"]]
+    assert list(_figures(bare)) == ["0.800", *8 * ["–"]]
 
 
 def test_identification_is_drawn_only_where_the_settings_say_so() -> None:
@@ -178,8 +180,8 @@ def test_the_banner_stands_on_every_page_of_a_model_trained_on_simulation_and_on
 def test_the_limitation_of_the_settings_is_drawn() -> None:
     other = draw(both_hips(), ReportSettings(limitation="Another sentence."))
     difference = np.abs(other.astype(int) - page("both_hips").astype(int)).max(axis=(1, 2))
-    assert difference[1100:].any()
-    assert not difference[:1100].any()
+    assert difference[FOOT_TOP_PX:].any()
+    assert not difference[:FOOT_TOP_PX].any()
 
 
 def chart(age_years: float | None, references: dict[Region, ReferenceCurve]) -> NDArray[np.uint8]:

@@ -29,7 +29,7 @@ from dicomnode.domain.wording import Wording, wording
 
 WIDTH_PX, HEIGHT_PX = 1600, 1200
 MARGIN_PX, GAP_PX = 24, 16
-FOOT_TOP_PX, HIGHEST_FOOT_TOP_PX, FOOT_BOTTOM_PX = 1104, 1004, 1186
+FOOT_TOP_PX, HIGHEST_FOOT_TOP_PX, FOOT_BOTTOM_PX = 1096, 1004, 1186
 """Where the foot begins when it is short; how far it may grow upwards; where it ends."""
 FOOT_TYPE_PX = ((15, 13), (14, 12), (13, 11), (12, 10))
 """Sizes of the limitation sentence and of the remarks, tried from the largest on."""
