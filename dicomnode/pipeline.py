@@ -151,8 +151,11 @@ def _measure_region(
         status=Status.MEASURED,
         assessment=assess(region, canonical["areal_bmd_g_cm2"], patient),
         contour_px=regions.contour(mask, decomposition.image_from_frame),
+        areal_bmd_g_cm2=canonical["areal_bmd_g_cm2"],
+        bmc_g=canonical["bmc_g"],
+        area_cm2=canonical["area_cm2"],
+        volumetric_bmd_mg_cm3=canonical["volumetric_bmd_mg_cm3"],
         projected_areal_bmd_g_cm2=_estimate(figures.areal_bmd_g_cm2, intervals.projected.get(region.value)),
-        **canonical,
     )
 
 

@@ -132,7 +132,7 @@ def _cases(hip: HipPair, kind: str, decomposition: Decomposition, predictor: Pre
         truth = true_figures(hip.figures, region)
         if truth is None:
             continue
-        reason, prediction, spread = refused, {}, {}
+        reason, prediction, spread = refused, dict[str, float](), dict[str, float]()
         if not reason:
             try:
                 check_region(decomposition, region, predictor.bundle.limits)
