@@ -18,7 +18,7 @@ from training.ladders import exposure, groups
 from training.ladders.compression import compression_ladder
 from training.ladders.diagnosis import diagnose
 from training.ladders.ladder import is_native
-from training.ladders.persons import mineral_ladder, native_subjects, repeat
+from training.ladders.persons import loss_ladder, mineral_ladder, mineral_slopes, native_subjects, repeat
 from training.ladders.reading import read_figures, read_file
 from training.ladders.refusals import (
     file_outcomes,
@@ -34,6 +34,9 @@ from training.whole import measure_whole
 
 _REFERENCE = SHIPPED_FOLDER / "reference" / "nhanes3.toml"
 
+_PAGE_COLUMNS = 170
+"""Width of the tables where they go to a file."""
+
 
 def ladders_command(
     config: Annotated[Path, typer.Option("--config", "-c", help="The run's TOML file.")] = Path(
@@ -45,11 +48,11 @@ def ladders_command(
     first: Annotated[
         int | None, typer.Option(help="First held-out phantom of the pairs; by default the test split's.")
     ] = None,
-    hips: Annotated[int, typer.Option(help="Native hips on each rung of exposure and processing.")] = 40,
-    persons: Annotated[int, typer.Option(help="Persons whose mineral is scaled, and who are put down anew.")] = 12,
+    hips: Annotated[int, typer.Option(help="Native hips on each rung of exposure and processing.")] = 30,
+    persons: Annotated[int, typer.Option(help="Persons whose mineral is scaled, and who are put down anew.")] = 10,
     whole: Annotated[
         int, typer.Option(help="Whole radiographs that are compressed, and as many of all kinds measured.")
-    ] = 10,
+    ] = 8,
     files: Annotated[
         Path | None, typer.Option(help="Folder of DICOM files without a measurable hip: each must be refused.")
     ] = None,
@@ -72,7 +75,7 @@ def ladders_command(
 
     climbed = [exposure.climb(read, native, steps, run.seed) for steps in exposure.LADDERS]
     everyone = groups.read_all(read, held_out, run.seed)
-    mineral, slopes = mineral_ladder(read, lying, run.seed)
+    mineral = [mineral_ladder(read, lying, run.seed), loss_ladder(read, lying, run.seed)]
     repeated, repeatability = repeat(read, lying, run.seed)
     compression = compression_ladder(partial(read_file, predictor), table, whole, run.pairs.seed, run.seed)
     spoiled = [hip for hip in held_out if not is_native(hip.figures)]
@@ -84,9 +87,9 @@ def ladders_command(
     evidence = Evidence(
         model=f"{identity.name} {identity.version}, SHA-256 {identity.digest}",
         subjects=f"phantoms {start} to {pairs.count - 1} of population {run.pairs.seed}",
-        ladders=(*climbed, *groups.group_ladders(everyone, table), mineral),
+        ladders=(*climbed, *groups.group_ladders(everyone, table), *mineral),
         compression=compression,
-        mineral=tuple(slopes),
+        mineral=tuple(mineral_slopes(mineral)),
         repeatability=tuple(repeatability),
         repeated=tuple(repeated),
         refusals=tuple(summarise_refusals(outcomes)),
@@ -94,5 +97,7 @@ def ladders_command(
     )
     write_evidence(output, evidence)
     console = Console()
+    if not console.is_terminal:
+        console = Console(width=_PAGE_COLUMNS)
     print_evidence(console, evidence)
     console.print(f"Tables and pictures: {output}")

@@ -20,9 +20,9 @@ VENDORS: Mapping[str, VendorProcessing] = {
     "strong edges": VendorProcessing((3.0, 1.8, 1.2), 0.8, 0.5, 0.5),
     "hard, clipped": VendorProcessing(slope=0.8, window=(0.08, 0.92)),
     "flat, 8 bit": VendorProcessing(slope=0.25, bits=8),
-    "8 bit, JPEG 60": VendorProcessing((1.6, 1.35, 1.17), 0.78, 0.6, 0.5, bits=8, jpeg_quality=60),
 }
-"""Looks, not makers; all settings are assumptions. "strong edges" lies outside of what `random_processing` draws."""
+"""Looks, not makers; all settings are assumptions. "strong edges" lies outside of what `random_processing` draws. Compression has a
+ladder of its own: it works on the detector's pixels, not on those of the frame."""
 
 
 @dataclass(frozen=True)

@@ -9,15 +9,17 @@ from tqdm import tqdm
 
 from training.ladders.ladder import Case, Hip, Ladder, draw_conditions, is_native, make_ladder, read_hip, regrouped
 from training.ladders.reading import Read
+from training.targets import SubjectTarget
 
 BMI_KG_M2 = (18.5, 25.0, 30.0, 35.0)
 """Source: WHO Technical Report Series 894 (2000): underweight, normal, pre-obese, obese I, obese II."""
 AGE_YEARS = (50.0, 65.0, 80.0)
+PHANTOMS = "phantoms"
 
 
 def read_all(read: Read, hips: Iterable[Hip], seed: int, rung: str = "all") -> list[Case]:
     """One radiograph of each native hip under conditions drawn for it."""
-    native = (hip for hip in hips if is_native(hip.figures))
+    native = [hip for hip in hips if is_native(hip.figures)]
     return [
         read_hip(read, hip, draw_conditions(seed, hip.figures), rung) for hip in tqdm(native, desc=rung, unit="hip")
     ]
@@ -49,9 +51,18 @@ def group_ladders(cases: Sequence[Case], table: Iterable[Mapping[str, Any]]) -> 
     ]
 
 
-def anatomy_ladder(read: Read, sources: Mapping[str, Iterable[Hip]], seed: int) -> Ladder:
-    """Compare sources of anatomy, e.g. phantoms and an atlas, each with the hips of its `training.targets.SubjectTarget`s."""
-    cases = [case for source, hips in sources.items() for case in read_all(read, hips, seed, source)]
+def anatomy_ladder(
+    read: Read, phantoms: Sequence[Case], sources: Mapping[str, Iterable[SubjectTarget]], seed: int
+) -> Ladder:
+    """Compare other anatomy with the phantoms' that the network grew up with.
+
+    Args:
+        phantoms: what `read_all` gave for phantoms.
+        sources: name of a source (an atlas, a hospital's CTs) to its persons, from `training.targets.make_targets`.
+    """
+    cases = regrouped(phantoms, lambda _: PHANTOMS, (PHANTOMS,))
+    for source, persons in sources.items():
+        cases += read_all(read, (hip for person in persons for hip in person.hips), seed, source)
     return make_ladder("anatomy", "Anatomy shift", "source of the anatomy", cases)
 
 

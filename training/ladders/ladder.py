@@ -170,10 +170,10 @@ def regrouped(cases: Iterable[Case], group: Callable[[Case], str], order: Sequen
 
 
 def quantities(cases: Iterable[Case]) -> tuple[str, ...]:
-    """What was read at least once, and has a truth."""
-    read = {name: None for case in cases if not isinstance(case.reading, Reason) for name in case.reading}
-    true = {name for case in cases for name in case.true}
-    return tuple(name for name in read if name in true)
+    """What was read at least once, and has a truth; in the order of the truth."""
+    read = {name for case in cases if not isinstance(case.reading, Reason) for name in case.reading}
+    true = dict.fromkeys(name for case in cases for name in case.true)
+    return tuple(name for name in true if name in read)
 
 
 def value_of(reading: Reading, quantity: str) -> float | None:

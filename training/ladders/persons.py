@@ -26,6 +26,7 @@ from training.statistics import Precision, Values, bootstrap_intervals, precisio
 from training.targets import HipTarget, make_targets
 
 MINERAL_FACTORS = (0.5, 0.7, 0.85, 1.0, 1.15, 1.3)
+LOSS_FACTORS = (0.6, 0.8, 1.0, 1.2)
 POSES = 5
 _REPEAT_TAKE = 100
 """Numbers of the takes that repeat the first pose, apart from those of the poses."""
@@ -45,6 +46,7 @@ def native_subjects(population_seed: int, first: int, count: int) -> list[Subjec
 class MineralSlope:
     """Does a figure follow the mineral of the same bone, or only its shape?"""
 
+    ladder: str
     quantity: str
     hips: int
     slope: float
@@ -73,20 +75,65 @@ def scaled(phantom: Phantom, factor: float) -> Phantom:
     return replace(phantom, structures=structures)
 
 
-def mineral_ladder(read: Read, subjects: Sequence[Subject], seed: int) -> tuple[Ladder, list[MineralSlope]]:
+def thinned(subject: Subject, factor: float) -> Subject:
+    """The same person with so much of the cortex's thickness and of the trabecular density, as bone is lost; outlines stay."""
+    right, left = (
+        replace(
+            hip,
+            quality=replace(
+                hip.quality,
+                shaft_cortex_mm=factor * hip.quality.shaft_cortex_mm,
+                calcar_cortex_mm=factor * hip.quality.calcar_cortex_mm,
+                shell_cortex_mm=factor * hip.quality.shell_cortex_mm,
+                trabecular_density_g_cm3=factor * hip.quality.trabecular_density_g_cm3,
+            ),
+        )
+        for hip in subject.hips
+    )
+    pelvis = subject.pelvis_quality
+    lost = replace(
+        pelvis,
+        cortex_mm=factor * pelvis.cortex_mm,
+        trabecular_density_g_cm3=factor * pelvis.trabecular_density_g_cm3,
+    )
+    return replace(subject, hips=(right, left), pelvis_quality=lost)
+
+
+def mineral_ladder(read: Read, subjects: Sequence[Subject], seed: int) -> Ladder:
     """Read persons whose mineral alone is scaled, each under the same conditions for all factors."""
     cases = []
     for subject in tqdm(subjects, desc="mineral", unit="person"):
         phantom = make_phantom(subject)
         for factor in MINERAL_FACTORS:
-            for hip in make_targets(scaled(phantom, factor)).hips:
-                cases.append(read_hip(read, hip, draw_conditions(seed, hip.figures), f"{factor:g}"))
-    cases.sort(key=lambda case: float(case.rung))
-    ladder = make_ladder("mineral", "Mineral scaled in the same bones", "factor on all mineral", cases, "1")
-    return ladder, [slope for name in quantities(cases) if (slope := mineral_slope(cases, name)) is not None]
+            cases += _read_phantom(read, scaled(phantom, factor), seed, f"{factor:g}")
+    return _factor_ladder("mineral", "Mineral scaled in the same bones", "factor on all mineral", cases)
 
 
-def mineral_slope(cases: Sequence[Case], quantity: str) -> MineralSlope | None:
+def loss_ladder(read: Read, subjects: Sequence[Subject], seed: int) -> Ladder:
+    """Read persons whose cortex thins and whose trabeculae thin out, each under the same conditions for all factors."""
+    cases = []
+    for subject in tqdm(subjects, desc="loss", unit="person"):
+        for factor in LOSS_FACTORS:
+            cases += _read_phantom(read, make_phantom(thinned(subject, factor)), seed, f"{factor:g}")
+    title = "Cortex and trabeculae thinned within the same outline"
+    return _factor_ladder("loss", title, "factor on cortical thickness and trabecular density", cases)
+
+
+def _read_phantom(read: Read, phantom: Phantom, seed: int, rung: str) -> list[Case]:
+    return [read_hip(read, hip, draw_conditions(seed, hip.figures), rung) for hip in make_targets(phantom).hips]
+
+
+def _factor_ladder(name: str, title: str, axis: str, cases: list[Case]) -> Ladder:
+    return make_ladder(name, title, axis, sorted(cases, key=lambda case: float(case.rung)), reference="1")
+
+
+def mineral_slopes(ladders: Sequence[Ladder]) -> list[MineralSlope]:
+    """Slopes of all quantities that have one."""
+    slopes = [mineral_slope(one.cases, name, one.name) for one in ladders for name in quantities(one.cases)]
+    return [slope for slope in slopes if slope is not None]
+
+
+def mineral_slope(cases: Sequence[Case], quantity: str, ladder: str = "mineral") -> MineralSlope | None:
     """Slope within hips; None where the truth does not change with mineral (areas) or no hip was read twice."""
     truths, readings, patients, slopes = [], [], [], []
     for own in _by_hip(cases).values():
@@ -102,6 +149,7 @@ def mineral_slope(cases: Sequence[Case], quantity: str) -> MineralSlope | None:
     centred = np.concatenate(truths), np.concatenate(readings)
     interval = bootstrap_intervals(_slope, np.concatenate(patients), *centred)[0]
     return MineralSlope(
+        ladder=ladder,
         quantity=quantity,
         hips=len(slopes),
         slope=float(_slope(*centred)[0]),

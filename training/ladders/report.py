@@ -63,7 +63,7 @@ class Evidence:
 
 
 def write_evidence(folder: Path, evidence: Evidence) -> None:
-    """Write `ladders.json`, `cases.csv`, one picture per ladder, `mineral_slope.png`, `repeatability.png`, `refusals.png`."""
+    """Write `ladders.json`, `cases.csv`, one picture per ladder (two for mineral), `repeatability.png`, `refusals.png`."""
     folder.mkdir(parents=True, exist_ok=True)
     document = json.dumps(_finite(evidence.as_dict()), indent=1, ensure_ascii=False, allow_nan=False)
     (folder / "ladders.json").write_text(document + "\n", encoding="utf-8")
@@ -75,8 +75,8 @@ def write_evidence(folder: Path, evidence: Evidence) -> None:
         writer.writerows(_rows("repeatability", evidence.repeated))
     for ladder in evidence.all_ladders():
         draw_ladder(folder / f"{ladder.name}.png", ladder)
-        if ladder.name == "mineral":
-            draw_mineral(folder / "mineral_slope.png", ladder.cases, evidence.mineral)
+        if slopes := [one for one in evidence.mineral if one.ladder == ladder.name]:
+            draw_slopes(folder / f"{ladder.name}_slope.png", ladder, slopes)
     draw_repeatability(folder / "repeatability.png", evidence.repeatability)
     draw_refusals(folder / "refusals.png", evidence.refusals)
 
@@ -156,13 +156,13 @@ def _draw_agreement(panels: Any, places: Any, rungs: Sequence[RungFigures], name
     panels[2].errorbar(places, refused, np.abs(shares.T - refused), fmt="o-", capsize=2)
 
 
-def draw_mineral(path: Path, cases: Sequence[Case], slopes: Sequence[MineralSlope]) -> None:
+def draw_slopes(path: Path, ladder: Ladder, slopes: Sequence[MineralSlope]) -> None:
     """Draw reading over truth, one line per hip whose mineral alone changes: along the diagonal is measured, flat is guessed."""
     shown = [one for one in slopes if is_areal_bmd(one.quantity)]
-    figure = _figure(5 * max(len(shown), 1), 5, "Mineral scaled in the same bones")
+    figure = _figure(5 * max(len(shown), 1), 5, ladder.title)
     for axes, slope in zip(np.atleast_1d(figure.subplots(1, max(len(shown), 1))), shown, strict=False):
-        for hip in dict.fromkeys((case.subject, case.side) for case in cases):
-            own = [case for case in cases if (case.subject, case.side) == hip]
+        for hip in dict.fromkeys((case.subject, case.side) for case in ladder.cases):
+            own = [case for case in ladder.cases if (case.subject, case.side) == hip]
             truth, reading, _ = truth_and_reading(own, slope.quantity)
             axes.plot(truth, reading, "o-", ms=2.5, lw=0.8, alpha=0.7)
         limits = axes.get_xlim()
@@ -274,12 +274,16 @@ def _agreement_cells(one: RungFigures) -> list[str]:
 
 
 def _mineral_table(slopes: Sequence[MineralSlope]) -> Table:
-    title = "Reading on truth within a hip whose mineral alone is scaled: 1 is measured, 0 is guessed from shape"
-    table = _table(title, "quantity", "hips", "slope (95 %)", "SD between hips")
+    title = "Reading on truth within a hip whose mineral alone changes: 1 is measured, 0 is guessed from what stays"
+    table = _table(title, "ladder", "quantity", "hips", "slope (95 %)", "SD between hips", words=2)
     for one in slopes:
         low, high = one.slope_interval
         table.add_row(
-            label(one.quantity), str(one.hips), f"{one.slope:.2f} ({low:.2f} to {high:.2f})", f"{one.slope_sd:.2f}"
+            one.ladder,
+            label(one.quantity),
+            str(one.hips),
+            f"{one.slope:.2f} ({low:.2f} to {high:.2f})",
+            f"{one.slope_sd:.2f}",
         )
     return table
 
