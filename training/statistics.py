@@ -1,10 +1,12 @@
 """Agreement statistics, as the field prints them. Arguments are (n,) arrays in one unit."""
 
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import stats
 
 Values = NDArray[np.float64]
 
@@ -86,3 +88,117 @@ def conformal_half_width(errors: Values, coverage: float = 0.9) -> float:
             f"{n} calibration cases are too few for a coverage of {coverage}; at least {needed} are needed"
         )
     return float(np.sort(np.abs(errors))[rank - 1])
+
+
+def share_interval(successes: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
+    """Wilson's score interval of a share.
+
+    Source: Wilson 1927, doi:10.1080/01621459.1927.10502953.
+
+    Raises:
+        ValueError: no cases.
+    """
+    low, high = stats.binomtest(successes, n).proportion_ci(confidence, method="wilson")
+    return float(low), float(high)
+
+
+def bootstrap_intervals(
+    statistic: Callable[..., Values],
+    patients: NDArray[np.int64],
+    *values: Values,
+    confidence: float = 0.95,
+    repeats: int = 1000,
+    seed: int = 0,
+) -> Values:
+    """Percentile intervals of statistics by drawing patients, with all of their cases, with replacement.
+
+    Both hips of a patient are alike, so that drawing hips would make the intervals too narrow.
+
+    Source: Efron and Tibshirani 1993, chapter 13; by patient: Field and Welsh 2007, doi:10.1111/j.1467-9868.2007.00593.x.
+
+    Args:
+        statistic: (m,) arrays, one for each of `values`, to the (k,) statistics of these m cases.
+        patients: (n,) number of the patient of each case.
+        values: (n,) each.
+
+    Returns:
+        (k, 2) lower and upper ends; draws in which a statistic is not defined are left out.
+    """
+    _, places = np.unique(patients, return_inverse=True)
+    members = [np.flatnonzero(places == patient) for patient in range(places.max() + 1)]
+    rng = np.random.default_rng(seed)
+    drawn = []
+    for _ in range(repeats):
+        chosen = np.concatenate([members[patient] for patient in rng.integers(0, len(members), len(members))])
+        drawn.append(statistic(*(value[chosen] for value in values)))
+    tail = 50 * (1 - confidence)
+    return np.asarray(np.nanpercentile(np.array(drawn, np.float64), (tail, 100 - tail), axis=0).T, np.float64)
+
+
+def r_and_rmse(truth: Values, prediction: Values) -> Values:
+    """Pearson's r (NaN where one side does not vary) and root mean square error, for `bootstrap_intervals`."""
+    varies = np.ptp(truth) > 0 and np.ptp(prediction) > 0
+    r = np.corrcoef(truth, prediction)[0, 1] if varies else np.nan
+    return np.array([r, np.sqrt(((prediction - truth) ** 2).mean())])
+
+
+def area_under_curve(is_case: NDArray[np.bool_], score: Values) -> float:
+    """Area under the ROC curve: how probably a case scores higher than a control; ties count half. NaN without either.
+
+    Source: Hanley and McNeil 1982, doi:10.1148/radiology.143.1.7063747 (the Wilcoxon statistic).
+    """
+    cases, controls = int(is_case.sum()), int((~is_case).sum())
+    if cases == 0 or controls == 0:
+        return float("nan")
+    ranks = stats.rankdata(score)
+    return float((ranks[is_case].sum() - cases * (cases + 1) / 2) / (cases * controls))
+
+
+@dataclass(frozen=True)
+class Precision:
+    """How far repeated measurements of the same person lie apart."""
+
+    persons: int
+    degrees_of_freedom: int
+    rms_sd: float
+    """In the quantity's unit."""
+    rms_cv_percent: float
+    rms_cv_percent_interval: tuple[float, float]
+    """95 %, from the chi-squared distribution of the pooled variance."""
+    lsc_percent: float
+    """Least significant change: a difference of two measurements that 95 % of unchanged persons stay below."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return asdict(self)
+
+
+LSC_FACTOR = 2.77
+"""1.96 times the root of 2. Source: ISCD Official Positions (Adult) 2023, precision assessment."""
+
+
+def precision(persons: Sequence[Values]) -> Precision:
+    """Short-term precision error over persons, each measured twice or more often.
+
+    Source: Glueer 1995, doi:10.1007/BF01774016: root mean square over persons, degrees of freedom and interval.
+
+    Raises:
+        ValueError: nobody was measured twice.
+    """
+    repeated = [np.asarray(values, np.float64) for values in persons if len(values) >= 2]
+    if not repeated:
+        raise ValueError(f"none of {len(persons)} persons has two measurements: precision cannot be had")
+    free = np.array([len(values) - 1 for values in repeated])
+    sd = np.array([values.std(ddof=1) for values in repeated])
+    cv = 100 * sd / np.array([values.mean() for values in repeated])
+    # Weighted by degrees of freedom, which is the plain root mean square where all have the same number of measurements.
+    rms_sd, rms_cv = (float(np.sqrt((free * one**2).sum() / free.sum())) for one in (sd, cv))
+    low, high = (rms_cv * np.sqrt(free.sum() / stats.chi2.ppf(tail, free.sum())) for tail in (0.975, 0.025))
+    return Precision(
+        persons=len(repeated),
+        degrees_of_freedom=int(free.sum()),
+        rms_sd=rms_sd,
+        rms_cv_percent=rms_cv,
+        rms_cv_percent_interval=(float(low), float(high)),
+        lsc_percent=LSC_FACTOR * rms_cv,
+    )

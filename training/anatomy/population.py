@@ -216,11 +216,11 @@ def _hip(random: np.random.Generator, side: Side, shape: FemurShape, quality: Bo
         texture=quality.texture,
     )
     implant = _implant(random) if random.random() < SHARE_WITH_METAL else None
-    return Hip(side, femur, mineral, _pose(random, is_frog_leg), implant, int(random.integers(2**31)))
+    return Hip(side, femur, mineral, draw_pose(random, is_frog_leg), implant, int(random.integers(2**31)))
 
 
-def _pose(random: np.random.Generator, is_frog_leg: bool) -> Pose:
-    """Supine AP positions as they come, or a view that must be recognised as another one."""
+def draw_pose(random: np.random.Generator, is_frog_leg: bool) -> Pose:
+    """Draw one of the supine AP positions as they come, or of a view that must be recognised as another one."""
     if is_frog_leg:
         return Pose(float(random.uniform(35, 65)), float(random.uniform(25, 50)), float(random.uniform(-65, -30)))
     return Pose(

@@ -1,0 +1,103 @@
+"""`python -m training.ladders`: climb all ladders with a bundle."""
+
+from functools import partial
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import typer
+from rich.console import Console
+
+from dicomnode.clinical.reference import load_population
+from dicomnode.config import SHIPPED_FOLDER
+from dicomnode.errors import ConfigurationError
+from dicomnode.inference.bundle import SHIPPED, load_bundle
+from dicomnode.inference.predictor import Predictor
+from training.config import load_run
+from training.ladders import exposure, groups
+from training.ladders.compression import compression_ladder
+from training.ladders.diagnosis import diagnose
+from training.ladders.ladder import is_native
+from training.ladders.persons import loss_ladder, mineral_ladder, mineral_slopes, native_subjects, repeat
+from training.ladders.reading import read_figures, read_file
+from training.ladders.refusals import (
+    file_outcomes,
+    native_outcomes,
+    spoiled_outcomes,
+    summarise_refusals,
+    whole_outcomes,
+)
+from training.ladders.report import Evidence, print_evidence, write_evidence
+from training.pairs import load_pairs
+from training.split import split_subjects
+from training.whole import measure_whole
+
+_REFERENCE = SHIPPED_FOLDER / "reference" / "nhanes3.toml"
+
+_PAGE_COLUMNS = 170
+"""Width of the tables where they go to a file."""
+
+
+def ladders_command(
+    config: Annotated[Path, typer.Option("--config", "-c", help="The run's TOML file.")] = Path(
+        "conf/training/hip.toml"
+    ),
+    folder: Annotated[Path, typer.Option("--folder", "-f", help="Where the run's pairs lie.")] = Path("runs/hip"),
+    bundle: Annotated[Path, typer.Option(help="The bundle to look at.")] = SHIPPED,
+    output: Annotated[Path, typer.Option(help="Where ladders.json, cases.csv and pictures go.")] = Path("runs/ladders"),
+    first: Annotated[
+        int | None, typer.Option(help="First held-out phantom of the pairs; by default the test split's.")
+    ] = None,
+    hips: Annotated[int, typer.Option(help="Native hips on each rung of exposure and processing.")] = 30,
+    persons: Annotated[int, typer.Option(help="Persons whose mineral is scaled, and who are put down anew.")] = 10,
+    whole: Annotated[
+        int, typer.Option(help="Whole radiographs that are compressed, and as many of all kinds measured.")
+    ] = 8,
+    files: Annotated[
+        Path | None, typer.Option(help="Folder of DICOM files without a measurable hip: each must be refused.")
+    ] = None,
+    reference: Annotated[Path, typer.Option(help="Reference population for classes.")] = _REFERENCE,
+) -> None:
+    """Show what a bundle does with less dose, other vendors, smaller files, other bodies, poses, and with what must be refused."""
+    run = load_run(config)
+    pairs = load_pairs(folder / "pairs")
+    start = int(split_subjects(run.pairs.count, run.split).test[0]) if first is None else first
+    if start >= pairs.count:
+        raise ConfigurationError(f"{folder / 'pairs'} holds {pairs.count} phantoms, none from {start} on: make more")
+    subjects = np.arange(start, pairs.count)
+    table = pairs.table[2 * start :]
+    predictor = Predictor(load_bundle(bundle))
+    identity = predictor.bundle.identity
+    read = partial(read_figures, predictor)
+    held_out = [pairs.hip(int(number)) for number in pairs.hips_of(subjects)]
+    native = [hip for hip in held_out if is_native(hip.figures)][:hips]
+    lying = native_subjects(run.pairs.seed, start, persons)
+
+    climbed = [exposure.climb(read, native, steps, run.seed) for steps in exposure.LADDERS]
+    everyone = groups.read_all(read, held_out, run.seed)
+    mineral = [mineral_ladder(read, lying, run.seed), loss_ladder(read, lying, run.seed)]
+    repeated, repeatability = repeat(read, lying, run.seed)
+    compression = compression_ladder(partial(read_file, predictor), table, whole, run.pairs.seed, run.seed)
+    spoiled = [hip for hip in held_out if not is_native(hip.figures)]
+    outcomes = [*native_outcomes(everyone), *spoiled_outcomes(read, [*spoiled, *native], run.seed)]
+    outcomes += whole_outcomes(measure_whole(predictor, pairs, subjects[:whole], run.pairs.seed, run.seed))
+    if files is not None:
+        found = sorted(path for path in files.rglob("*.dcm") if path.is_file())
+        outcomes += file_outcomes(predictor, found, "real radiograph without AP hip")
+    evidence = Evidence(
+        model=f"{identity.name} {identity.version}, SHA-256 {identity.digest}",
+        subjects=f"phantoms {start} to {pairs.count - 1} of population {run.pairs.seed}",
+        ladders=(*climbed, *groups.group_ladders(everyone, table), *mineral),
+        compression=compression,
+        mineral=tuple(mineral_slopes(mineral)),
+        repeatability=tuple(repeatability),
+        repeated=tuple(repeated),
+        refusals=tuple(summarise_refusals(outcomes)),
+        diagnoses=tuple(diagnose(everyone, table, load_population(reference))),
+    )
+    write_evidence(output, evidence)
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=_PAGE_COLUMNS)
+    print_evidence(console, evidence)
+    console.print(f"Tables and pictures: {output}")

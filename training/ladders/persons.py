@@ -1,0 +1,225 @@
+"""Persons whose anatomy is changed on purpose: their mineral, their pose."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from itertools import count as numbers_from
+from itertools import islice
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from training.anatomy.phantom import Phantom, make_phantom
+from training.anatomy.population import Subject, draw_pose, draw_subject
+from training.ladders.ladder import (
+    Case,
+    Ladder,
+    draw_conditions,
+    make_ladder,
+    quantities,
+    read_hip,
+    truth_and_reading,
+    value_of,
+)
+from training.ladders.reading import Read
+from training.statistics import Precision, Values, bootstrap_intervals, precision
+from training.targets import HipTarget, make_targets
+
+MINERAL_FACTORS = (0.5, 0.7, 0.85, 1.0, 1.15, 1.3)
+LOSS_FACTORS = (0.6, 0.8, 1.0, 1.2)
+POSES = 5
+_REPEAT_TAKE = 100
+"""Numbers of the takes that repeat the first pose, apart from those of the poses."""
+
+
+def native_subjects(population_seed: int, first: int, count: int) -> list[Subject]:
+    """The first persons from number `first` on who lie for an AP view; implants are taken out."""
+    drawn = (draw_subject(population_seed, number) for number in numbers_from(first))
+    lying = (subject for subject in drawn if not subject.is_frog_leg)
+    return [
+        replace(subject, hips=(replace(subject.hips[0], implant=None), replace(subject.hips[1], implant=None)))
+        for subject in islice(lying, count)
+    ]
+
+
+@dataclass(frozen=True)
+class MineralSlope:
+    """Does a figure follow the mineral of the same bone, or only its shape?"""
+
+    ladder: str
+    quantity: str
+    hips: int
+    slope: float
+    """Of reading on truth within a hip, over the factors: 1 is measured, 0 is guessed from what does not change."""
+    slope_interval: tuple[float, float]
+    """95 %, by patient."""
+    slope_sd: float
+    """Between hips."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return asdict(self)
+
+
+def scaled(phantom: Phantom, factor: float) -> Phantom:
+    """The same person with so much of the mineral of every bone; outlines, marrow space and soft tissue stay.
+
+    Beyond about 1.1 the densest cortex exceeds fully mineralised bone: no anatomy, but the same question.
+    """
+    structures = tuple(
+        replace(structure, values=structure.values * np.float32(factor))
+        if structure.name.endswith("_mineral")
+        else structure
+        for structure in phantom.structures
+    )
+    return replace(phantom, structures=structures)
+
+
+def thinned(subject: Subject, factor: float) -> Subject:
+    """The same person with so much of the cortex's thickness and of the trabecular density, as bone is lost; outlines stay."""
+    right, left = (
+        replace(
+            hip,
+            quality=replace(
+                hip.quality,
+                shaft_cortex_mm=factor * hip.quality.shaft_cortex_mm,
+                calcar_cortex_mm=factor * hip.quality.calcar_cortex_mm,
+                shell_cortex_mm=factor * hip.quality.shell_cortex_mm,
+                trabecular_density_g_cm3=factor * hip.quality.trabecular_density_g_cm3,
+            ),
+        )
+        for hip in subject.hips
+    )
+    pelvis = subject.pelvis_quality
+    lost = replace(
+        pelvis,
+        cortex_mm=factor * pelvis.cortex_mm,
+        trabecular_density_g_cm3=factor * pelvis.trabecular_density_g_cm3,
+    )
+    return replace(subject, hips=(right, left), pelvis_quality=lost)
+
+
+def mineral_ladder(read: Read, subjects: Sequence[Subject], seed: int) -> Ladder:
+    """Read persons whose mineral alone is scaled, each under the same conditions for all factors."""
+    cases = []
+    for subject in tqdm(subjects, desc="mineral", unit="person"):
+        phantom = make_phantom(subject)
+        for factor in MINERAL_FACTORS:
+            cases += _read_phantom(read, scaled(phantom, factor), seed, f"{factor:g}")
+    return _factor_ladder("mineral", "Mineral scaled in the same bones", "factor on all mineral", cases)
+
+
+def loss_ladder(read: Read, subjects: Sequence[Subject], seed: int) -> Ladder:
+    """Read persons whose cortex thins and whose trabeculae thin out, each under the same conditions for all factors."""
+    cases = []
+    for subject in tqdm(subjects, desc="loss", unit="person"):
+        for factor in LOSS_FACTORS:
+            cases += _read_phantom(read, make_phantom(thinned(subject, factor)), seed, f"{factor:g}")
+    title = "Cortex and trabeculae thinned within the same outline"
+    return _factor_ladder("loss", title, "factor on cortical thickness and trabecular density", cases)
+
+
+def _read_phantom(read: Read, phantom: Phantom, seed: int, rung: str) -> list[Case]:
+    return [read_hip(read, hip, draw_conditions(seed, hip.figures), rung) for hip in make_targets(phantom).hips]
+
+
+def _factor_ladder(name: str, title: str, axis: str, cases: list[Case]) -> Ladder:
+    return make_ladder(name, title, axis, sorted(cases, key=lambda case: float(case.rung)), reference="1")
+
+
+def mineral_slopes(ladders: Sequence[Ladder]) -> list[MineralSlope]:
+    """Slopes of all quantities that have one."""
+    slopes = [mineral_slope(one.cases, name, one.name) for one in ladders for name in quantities(one.cases)]
+    return [slope for slope in slopes if slope is not None]
+
+
+def mineral_slope(cases: Sequence[Case], quantity: str, ladder: str = "mineral") -> MineralSlope | None:
+    """Slope within hips; None where the truth does not change with mineral (areas) or no hip was read twice."""
+    truths, readings, patients, slopes = [], [], [], []
+    for own in _by_hip(cases).values():
+        truth, reading, patient = truth_and_reading(own, quantity)
+        if truth.size < 2 or np.ptp(truth) < 1e-3 * truth.mean():
+            continue
+        truths.append(truth - truth.mean())
+        readings.append(reading - reading.mean())
+        patients.append(patient)
+        slopes.append(_slope(truths[-1], readings[-1])[0])
+    if len(slopes) < 2:
+        return None
+    centred = np.concatenate(truths), np.concatenate(readings)
+    interval = bootstrap_intervals(_slope, np.concatenate(patients), *centred)[0]
+    return MineralSlope(
+        ladder=ladder,
+        quantity=quantity,
+        hips=len(slopes),
+        slope=float(_slope(*centred)[0]),
+        slope_interval=(float(interval[0]), float(interval[1])),
+        slope_sd=float(np.std(slopes, ddof=1)),
+    )
+
+
+def _slope(centred_truth: Values, centred_reading: Values) -> Values:
+    return np.array([(centred_truth * centred_reading).sum() / (centred_truth**2).sum()])
+
+
+@dataclass(frozen=True)
+class Repeatability:
+    """How far readings of the same hip lie apart; hips count as persons."""
+
+    quantity: str
+    over_poses: Precision
+    """Put down anew: another AP pose, exposure, noise and processing each time."""
+    truth_over_poses: Precision
+    """What the true figure itself changes with the pose; 0 for canonical ones."""
+    same_pose: Precision
+    """The same pose taken again: another exposure, noise and processing."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return asdict(self)
+
+
+def repeat(read: Read, subjects: Sequence[Subject], seed: int) -> tuple[list[Case], list[Repeatability]]:
+    """Put each person down `POSES` times, and take the first pose as often again."""
+    cases = []
+    for subject in tqdm(subjects, desc="poses", unit="person"):
+        for number, hips in enumerate(_posed(subject, seed)):
+            for hip in hips:
+                cases.append(read_hip(read, hip, draw_conditions(seed, hip.figures, number), f"pose {number + 1}"))
+                takes = range(_REPEAT_TAKE, _REPEAT_TAKE + POSES) if number == 0 else ()
+                cases += [read_hip(read, hip, draw_conditions(seed, hip.figures, take), "same pose") for take in takes]
+    return cases, repeatability(cases)
+
+
+def _posed(subject: Subject, seed: int) -> Iterator[tuple[HipTarget, HipTarget]]:
+    rng = np.random.default_rng((seed, 6, subject.index))
+    for _ in range(POSES):
+        right, left = (replace(hip, pose=draw_pose(rng, is_frog_leg=False)) for hip in subject.hips)
+        yield make_targets(make_phantom(replace(subject, hips=(right, left)))).hips
+
+
+def repeatability(cases: Sequence[Case]) -> list[Repeatability]:
+    """Precision of every quantity that somebody has at least twice, both over poses and in the same pose."""
+    posed = _by_hip([case for case in cases if case.rung != "same pose"])
+    still = _by_hip([case for case in cases if case.rung == "same pose"])
+    result = []
+    for name in quantities(cases):
+        over, same = _values(posed, name), _values(still, name)
+        if any(len(one) > 1 for one in over) and any(len(one) > 1 for one in same):
+            truth = [np.array([case.true[name] for case in own if name in case.true]) for own in posed.values()]
+            result.append(Repeatability(name, precision(over), precision(truth), precision(same)))
+    return result
+
+
+def _values(hips: dict[tuple[int, str], list[Case]], quantity: str) -> list[Values]:
+    return [
+        np.array([value for case in own if (value := value_of(case.reading, quantity)) is not None])
+        for own in hips.values()
+    ]
+
+
+def _by_hip(cases: Sequence[Case]) -> dict[tuple[int, str], list[Case]]:
+    hips: dict[tuple[int, str], list[Case]] = {}
+    for case in cases:
+        hips.setdefault((case.subject, case.side), []).append(case)
+    return hips

@@ -1,0 +1,101 @@
+"""A hip as figures by name, read and true: the one place that knows which quantities there are."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dicomnode.dicom.pixels import read_radiograph
+from dicomnode.domain.measurement import Reason, Region
+from dicomnode.domain.object_plane import object_plane
+from dicomnode.errors import NotMeasurable
+from dicomnode.inference import regions
+from dicomnode.inference.bundle import Limits
+from dicomnode.inference.plausibility import check_hip, check_region
+from dicomnode.inference.predictor import Decomposition, Predictor
+from training.evaluate import QUANTITY_LABELS
+
+REGIONS = (Region.TOTAL_HIP, Region.FEMORAL_NECK)
+"""Those that a diagnosis may rest on (`dicomnode.clinical.scores.DIAGNOSTIC_REGIONS`)."""
+CANONICAL = "canonical_"
+"""Before the name of what a densitometer would read in its own pose."""
+
+Reading = dict[str, float] | Reason
+"""Quantity to figure, without those of regions that cannot be measured; or why the hip is not measurable."""
+Read = Callable[[NDArray[np.float32], NDArray[np.bool_]], Reading]
+"""(crop in the measurement frame, mask of what lies on the radiograph) to what is read there."""
+
+
+def read_figures(predictor: Predictor, crop: NDArray[np.float32], inside: NDArray[np.bool_]) -> Reading:
+    """Read one crop of (ROWS, COLUMNS) as the node does, plausibility and all."""
+    return figures_of(predictor.decompose_crop(crop, inside, np.eye(3)), predictor.bundle.limits)
+
+
+def read_file(predictor: Predictor, path: Path) -> dict[str, Reading]:
+    """Read every hip that is found on a radiograph's file: "R", "L" to its reading.
+
+    Raises:
+        NotMeasurable: the file is no radiograph, or states no scale.
+    """
+    radiograph = read_radiograph(path)
+    plane = object_plane(radiograph.geometry)
+    if plane is None:
+        raise NotMeasurable(Reason.UNKNOWN_SCALE, f"{path.name} states no pixel spacing")
+    return {
+        candidate.side.value: figures_of(
+            predictor.decompose(radiograph.image, plane.spacing_mm, candidate), predictor.bundle.limits
+        )
+        for candidate in predictor.locate(radiograph.image, plane.spacing_mm)
+    }
+
+
+def figures_of(decomposition: Decomposition, limits: Limits) -> Reading:
+    """Read a decomposition, or say why it has no figures."""
+    figures: dict[str, float] = {}
+    reason: Reason | None = None
+    try:
+        check_hip(decomposition, limits)
+    except NotMeasurable as error:
+        return error.reason
+    for region in REGIONS:
+        try:
+            check_region(decomposition, region)
+        except NotMeasurable as error:
+            reason = reason or error.reason
+            continue
+        mask = regions.region_mask(decomposition.labels, region)
+        measured = regions.figures(mask, decomposition.density_g_cm2, decomposition.path_cm)
+        assert measured is not None, "check_region lets no empty region through"
+        figures |= {quantity(region, name): value for name, value in asdict(measured).items()}
+    return figures or (reason or Reason.CUT_OFF)
+
+
+def true_figures(stored: Mapping[str, Any]) -> dict[str, float]:
+    """What is true of a hip, from `training.targets.HipTarget.figures`: as projected, and of the canonical pose."""
+    return {
+        quantity(region, prefix + name): float(value)
+        for prefix, key in (("", "regions"), (CANONICAL, "canonical"))
+        for region in REGIONS
+        for name, value in stored[key][region.value].items()
+        if value is not None
+    }
+
+
+def quantity(region: Region, name: str) -> str:
+    """Name a figure of a region, e.g. "total_hip.areal_bmd_g_cm2"."""
+    return f"{region.value}.{name}"
+
+
+def is_areal_bmd(name: str) -> bool:
+    """Whether a quantity is an areal BMD in g/cm2, whatever its pose."""
+    return name.endswith("areal_bmd_g_cm2")
+
+
+def label(name: str) -> str:
+    """Word a quantity for people, e.g. "total hip aBMD, g/cm²"."""
+    region, _, figure = name.partition(".")
+    pose = "canonical " if figure.startswith(CANONICAL) else ""
+    return f"{region.replace('_', ' ')} {pose}{QUANTITY_LABELS[figure.removeprefix(CANONICAL)]}"
