@@ -6,7 +6,7 @@ Every figure here comes from simulated radiographs of phantoms and says nothing 
 import csv
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -144,7 +144,7 @@ def _cases(hip: HipPair, kind: str, decomposition: Decomposition, predictor: Pre
         )
 
 
-def true_figures(figures: dict[str, Any], region: Region) -> dict[str, float] | None:
+def true_figures(figures: Mapping[str, Any], region: Region) -> dict[str, float] | None:
     """What is true of a hip's region, by quantity; None where the region is empty in one of the two poses.
 
     Args:

@@ -77,7 +77,7 @@ def square_hip(index: int, side: str = "R", **figures: Any) -> SquareHip:
     labels = np.zeros(SHAPE, np.uint8)
     labels[square] = Label.INTERTROCHANTER
     labels[rows.start : rows.start + 10, columns] = Label.NECK
-    truth = {"areal_bmd_g_cm2": width / 100, "bmc_g": 1.0, "area_cm2": 2.0, "volumetric_bmd_mg_cm3": None}
+    truth = {"areal_bmd_g_cm2": width / 100, "bmc_g": 1.0, "area_cm2": 2.0, "volumetric_bmd_mg_cm3": 300.0}
     known: dict[str, Any] = {
         "index": index,
         "side": side,
@@ -217,7 +217,7 @@ def test_scaling_mineral_scales_the_truth_and_leaves_the_outline(phantom: Phanto
     whole, half = make_targets(phantom).hips[0], make_targets(scaled(phantom, 0.5)).hips[0]
     before, after = true_figures(whole.figures), true_figures(half.figures)
     for region in ("total_hip", "femoral_neck"):
-        for pose in ("", "canonical_"):
+        for pose in ("", "projected_"):
             name = f"{region}.{pose}areal_bmd_g_cm2"
             assert after[name] == pytest.approx(before[name] / 2, rel=1e-4)
         assert after[f"{region}.area_cm2"] == before[f"{region}.area_cm2"]

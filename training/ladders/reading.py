@@ -1,7 +1,6 @@
 """A hip as figures by name, read and true: the one place that knows which quantities there are."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -12,17 +11,13 @@ from dicomnode.dicom.pixels import read_radiograph
 from dicomnode.domain.measurement import Reason, Region
 from dicomnode.domain.object_plane import object_plane
 from dicomnode.errors import NotMeasurable
-from dicomnode.inference import regions
 from dicomnode.inference.bundle import Limits
 from dicomnode.inference.plausibility import check_hip, check_region
 from dicomnode.inference.predictor import Decomposition, Predictor
-from training.evaluate import QUANTITY_LABELS
+from training import evaluate
 
 REGIONS = (Region.TOTAL_HIP, Region.FEMORAL_NECK)
 """Those that a diagnosis may rest on (`dicomnode.clinical.scores.DIAGNOSTIC_REGIONS`)."""
-CANONICAL = "canonical_"
-"""Before the name of what a densitometer would read in its own pose."""
-
 Reading = dict[str, float] | Reason
 """Quantity to figure, without those of regions that cannot be measured; or why the hip is not measurable."""
 Read = Callable[[NDArray[np.float32], NDArray[np.bool_]], Reading]
@@ -62,25 +57,21 @@ def figures_of(decomposition: Decomposition, limits: Limits) -> Reading:
         return error.reason
     for region in REGIONS:
         try:
-            check_region(decomposition, region)
+            check_region(decomposition, region, limits)
         except NotMeasurable as error:
             reason = reason or error.reason
             continue
-        mask = regions.region_mask(decomposition.labels, region)
-        measured = regions.figures(mask, decomposition.density_g_cm2, decomposition.path_cm)
-        assert measured is not None, "check_region lets no empty region through"
-        figures |= {quantity(region, name): value for name, value in asdict(measured).items()}
+        measured, _ = evaluate.read_figures(decomposition, region)
+        figures |= {quantity(region, name): value for name, value in measured.items()}
     return figures or (reason or Reason.CUT_OFF)
 
 
 def true_figures(stored: Mapping[str, Any]) -> dict[str, float]:
-    """What is true of a hip, from `training.targets.HipTarget.figures`: as projected, and of the canonical pose."""
+    """What is true of a hip, from `training.targets.HipTarget.figures`: of the canonical pose, and as projected."""
     return {
-        quantity(region, prefix + name): float(value)
-        for prefix, key in (("", "regions"), (CANONICAL, "canonical"))
+        quantity(region, name): float(value)
         for region in REGIONS
-        for name, value in stored[key][region.value].items()
-        if value is not None
+        for name, value in (evaluate.true_figures(stored, region) or {}).items()
     }
 
 
@@ -97,5 +88,4 @@ def is_areal_bmd(name: str) -> bool:
 def label(name: str) -> str:
     """Word a quantity for people, e.g. "total hip aBMD, g/cm²"."""
     region, _, figure = name.partition(".")
-    pose = "canonical " if figure.startswith(CANONICAL) else ""
-    return f"{region.replace('_', ' ')} {pose}{QUANTITY_LABELS[figure.removeprefix(CANONICAL)]}"
+    return f"{region.replace('_', ' ')} {evaluate.QUANTITY_LABELS[figure]}"
