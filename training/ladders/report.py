@@ -244,9 +244,12 @@ def _table(title: str, *columns: str, words: int = 1) -> Table:
 
 
 def _ladder_table(ladder: Ladder, ratios: dict[str, float]) -> Table:
-    change = f"change against {ladder.reference}, %: median, 95th" if ladder.reference else ""
-    columns = ["quantity", ladder.axis, "n", "r (95 %)", "bias", "RMSE (95 %)", "slope", "refused, % (95 %)"]
-    table = _table(ladder.title, *columns, *([change] if change else []), words=2)
+    change = ("change, %",) if ladder.reference else ()
+    title = f"{ladder.title}: {ladder.axis}" + (
+        f" (change against {ladder.reference} per hip: median, 95th percentile)" if ladder.reference else ""
+    )
+    columns = ("quantity", "rung", "n", "r (95 %)", "bias", "RMSE (95 %)", "slope", "refused, % (95 %)")
+    table = _table(title, *columns, *change, words=2)
     for name in quantities(ladder.cases):
         for one in (figures for figures in ladder.figures if figures.quantity == name and is_areal_bmd(name)):
             reached = f" (1/{ratios[one.rung]:.1f})" if one.rung in ratios else ""
