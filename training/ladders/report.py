@@ -237,20 +237,23 @@ def print_evidence(console: Console, evidence: Evidence) -> None:
 
 
 def _table(title: str, *columns: str, words: int = 1) -> Table:
-    table = Table(title=title, box=SIMPLE_HEAD, title_justify="left")
+    table = Table(title=title, box=SIMPLE_HEAD, padding=0, title_justify="left")
     for number, column in enumerate(columns):
         table.add_column(column, justify="left" if number < words else "right", no_wrap=True)
     return table
 
 
 def _ladder_table(ladder: Ladder, ratios: dict[str, float]) -> Table:
-    change = f"change against {ladder.reference}, %: median, 95th" if ladder.reference else ""
-    columns = ["quantity", ladder.axis, "n", "r (95 %)", "bias", "RMSE (95 %)", "slope", "refused, % (95 %)"]
-    table = _table(ladder.title, *columns, *([change] if change else []), words=2)
+    change = ("change, %",) if ladder.reference else ()
+    title = f"{ladder.title}: {ladder.axis}" + (
+        f" (change against {ladder.reference} per hip: median, 95th percentile)" if ladder.reference else ""
+    )
+    columns = ("quantity", "rung", "n", "r (95 %)", "bias, g/cm²", "RMSE (95 %)", "slope", "refused, % (95 %)")
+    table = _table(title, *columns, *change, words=2)
     for name in quantities(ladder.cases):
         for one in (figures for figures in ladder.figures if figures.quantity == name and is_areal_bmd(name)):
             reached = f" (1/{ratios[one.rung]:.1f})" if one.rung in ratios else ""
-            cells = [label(name), one.rung + reached, str(one.hips - one.refused), *_agreement_cells(one)]
+            cells = [label(name).split(",")[0], one.rung + reached, str(one.hips - one.refused), *_agreement_cells(one)]
             low, high = one.refused_interval
             cells.append(f"{100 * one.refused / one.hips:.1f} ({100 * low:.1f} to {100 * high:.1f})")
             if change:
