@@ -24,6 +24,7 @@ from training.calibration.tissues import calibrate_by_tissues
 from training.config import RunConfiguration, load_run
 from training.evaluate import QUANTITY_LABELS, Summary, evaluate, summarise, write_evaluation
 from training.export import export
+from training.ladders.command import ladders_command
 from training.pairs import Pairs, load_pairs, make_pairs
 from training.projection.radiograph import Exposure
 from training.simulate_dx import DEFAULT_PROCESSING
@@ -34,6 +35,7 @@ from training.whole import measure_whole, phantom_dx
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, help=__doc__, context_settings={"help_option_names": ["-h", "--help"]}
 )
+app.command(name="ladders")(ladders_command)
 console = Console()
 
 Config = Annotated[Path, typer.Option("--config", "-c", help="The run's TOML file.")]

@@ -1,4 +1,4 @@
-"""`python -m training.ladders`: climb all ladders with a bundle."""
+"""`python -m training ladders`: climb all ladders with a bundle."""
 
 from functools import partial
 from pathlib import Path
