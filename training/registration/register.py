@@ -1,0 +1,256 @@
+"""Find how the patient of a CT lay in a plain radiograph: one view, coarse to fine, first as one body, then with hips that turn.
+
+1. CMA-ES on a coarse grid from each start, three times over; the best two of these again on a finer one.
+2. Quasi-Newton steps along the gradient of the pose, through the projector.
+3. Each femur by itself: CMA-ES over the turns about the centre of its head, then all bodies together along the gradient.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from dicomnode.domain.radiograph import Side
+from dicomnode.errors import DicomNodeError
+from training.projection.differentiable import patient_from_unmoved
+from training.projection.geometry import ConeBeam, detector_depths, detector_from_patient
+from training.registration.accuracy import projection_distance_mm
+from training.registration.anatomy import MovableCt
+from training.registration.joints import LIMITS_DEG, JointAngles, joint_angles
+from training.registration.scene import Scene, make_scene, part
+from training.registration.search import LEVER_MM, Likeness, evolve, refine
+from training.registration.similarity import PatchCorrelation, Similarity
+
+PATCH_MM = 30.0
+"""Side of a patch in the object plane; assumption, about a femoral neck."""
+LEAST_PATCH_PX = 8
+FEMUR_MARGIN_MM = 25.0
+UNITS = np.array([1 / LEVER_MM] * 3 + [1.0] * 3)
+"""A pose is parameters in mm times these: radians and mm."""
+REACH_MM = np.array([0.6 * LEVER_MM] * 3 + [100.0] * 3)
+"""How far from its start a pose is looked for, either way: 34 degrees and 100 mm."""
+
+
+class UnusableRadiograph(DicomNodeError, ValueError):
+    """An image cannot be registered to; the message says why, and what to do."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How much is searched. Resolutions are of voxels, and of pixels in the object plane."""
+
+    runs: int = 3
+    """Searches from each start."""
+    kept: int = 2
+    """Of all searches, those that go on to the middle grid."""
+    coarse_mm: float = 8.0
+    coarse_sigma_mm: float = 15.0
+    coarse_generations: int = 45
+    middle_mm: float = 4.0
+    middle_sigma_mm: float = 3.0
+    middle_generations: int = 25
+    population: int = 14
+    fine_mm: float = 2.0
+    fine_iterations: int = 20
+    finest_mm: float = 1.0
+    finest_iterations: int = 8
+    femur_generations: int = 20
+    femur_sigma_mm: float = 8.0
+
+
+@dataclass(frozen=True)
+class FemurPose:
+    """Where one femur lay."""
+
+    turn_rad: NDArray[np.float64]
+    """(3,) rotation vector against the pelvis, about the centre of the head, along the axes of the CT's frame."""
+    patient_from_ct: NDArray[np.float64]
+    """4 x 4, the femur's motion from the CT to the radiograph; the pelvis's included."""
+    angles: JointAngles
+
+
+@dataclass(frozen=True)
+class Registration:
+    """Where the patient of a CT lay, and how far that is to be believed."""
+
+    pose: NDArray[np.float64]
+    """(6,) of the pelvis, as `training.projection.differentiable.patient_from_unmoved` takes it, about `centre_mm`."""
+    centre_mm: NDArray[np.float64]
+    """(3,) in the frame of the CT."""
+    patient_from_ct: NDArray[np.float64]
+    """4 x 4, the pelvis's motion from the CT to the frame of the beam: `pose` as a matrix."""
+    femora: Mapping[Side, FemurPose]
+    similarity: float
+    """`PatchCorrelation` of radiograph and projection, at most 1."""
+    spread_mm: float
+    """Between the ends of the searches that were kept; assumption-free only where there are several."""
+    confidence: float
+    """0..1, that the mean projection distance is below 1 mm, as calibrated on simulated radiographs."""
+    failure: str | None
+    """Why the pose is not to be used, None where it is."""
+
+
+def register(
+    ct: MovableCt,
+    image: NDArray[np.float32],
+    beam: ConeBeam,
+    *,
+    mask: NDArray[np.bool_] | None = None,
+    starts: NDArray[np.float64] | None = None,
+    plan: Plan | None = None,
+    seed: int = 0,
+    device: str = "cpu",
+) -> Registration:
+    """Register a CT to a plain radiograph.
+
+    Args:
+        ct: of `training.registration.anatomy.prepare`.
+        image: (rows, columns), larger is more attenuation (bone bright), whatever the maker did to it.
+        beam: the X-ray geometry, known or nominal, in the frame in which the CT lies as it was scanned.
+        mask: (rows, columns) pixels that count: no collimator, no letters; all by default.
+        starts: (s, 6) poses about `ct.centre_mm` to begin from; by default the unmoved CT.
+        device: "cpu" or a CUDA device.
+
+    Raises:
+        UnusableRadiograph: image or mask have another shape than the beam's detector, or hold nothing to register to.
+    """
+    plan = plan or Plan()
+    mask = np.ones(beam.shape, np.bool_) if mask is None else mask
+    _check(image, mask, beam)
+    begun = np.zeros((1, 6)) if starts is None else np.atleast_2d(np.asarray(starts, np.float64))
+    coarse, middle, fine, finest = (
+        make_scene(ct, image, mask, beam, resolution, device)
+        for resolution in (plan.coarse_mm, plan.middle_mm, plan.fine_mm, plan.finest_mm)
+    )
+    begun_mm = np.repeat(begun / UNITS, plan.runs, axis=0)
+    bounds = np.stack([begun_mm.min(axis=0) - REACH_MM, begun_mm.max(axis=0) + REACH_MM], axis=1)
+    ends, values = evolve(
+        _rigid(coarse), begun_mm, plan.coarse_sigma_mm, plan.coarse_generations, plan.population, bounds, seed
+    )
+    kept = ends[np.argsort(-values)[: plan.kept]]
+    ends, _ = evolve(
+        _rigid(middle), kept, plan.middle_sigma_mm, plan.middle_generations, plan.population, bounds, seed + 1
+    )
+    climbed = [refine(_rigid(fine), end, plan.fine_iterations, bounds) for end in ends]
+    climbed.sort(key=lambda end: -end[1])
+    found_mm = climbed[0][0]
+    turns = {side: _search_turn(middle, found_mm, side, plan, seed + 2) for side in ct.femora}
+    found_mm, similarity = _refine_all(finest, found_mm, turns, plan.finest_iterations, bounds)
+    return _result(ct, beam, found_mm, similarity, [end * UNITS for end, _ in climbed])
+
+
+def _rigid(scene: Scene) -> Likeness:
+    similarity, units = _similarity(scene), torch.from_numpy(UNITS).to(scene.image.device)
+    return lambda parameters: similarity(scene.rigid(parameters.to(units.device) * units))
+
+
+def _similarity(scene: Scene) -> Similarity:
+    object_mm = scene.beam.detector_spacing_mm[1] * float(detector_depths(scene.centre_mm, scene.beam))
+    return PatchCorrelation.of(scene.image, scene.mask, max(LEAST_PATCH_PX, round(PATCH_MM / object_mm)))
+
+
+def _search_turn(
+    scene: Scene, pelvis_mm: NDArray[np.float64], side: Side, plan: Plan, seed: int
+) -> NDArray[np.float64]:
+    """(3,) turn in mm of arc of one femur, the pelvis and the other femur held still."""
+    motion = patient_from_unmoved(torch.from_numpy(pelvis_mm * UNITS)[None], scene.centre_mm).to(scene.image.device)
+    window = _footprint(scene, side, motion)
+    if window is None:
+        return np.zeros(3)
+    near = part(scene, window)
+    with torch.no_grad():
+        still = near.rigid(torch.from_numpy(pelvis_mm * UNITS)[None].to(motion)) - near.femur(
+            side, motion, torch.zeros((1, 3)).to(motion)
+        )
+    similarity = _similarity(near)
+
+    def likeness(turns_mm: Tensor) -> Tensor:
+        turns = turns_mm.to(motion) / LEVER_MM
+        return similarity(still + near.femur(side, motion.expand(len(turns), 4, 4), turns))
+
+    limits = np.radians(LIMITS_DEG) * LEVER_MM
+    ends, _ = evolve(
+        likeness,
+        np.zeros((1, 3)),
+        plan.femur_sigma_mm,
+        plan.femur_generations,
+        plan.population,
+        np.stack([-limits, limits], axis=1),
+        seed,
+    )
+    found: NDArray[np.float64] = ends[0]
+    return found
+
+
+def _footprint(scene: Scene, side: Side, motion: Tensor) -> tuple[int, int, int, int] | None:
+    """Where a femur and `FEMUR_MARGIN_MM` around it are seen; None where too little of it is."""
+    volume = scene.femora[side]
+    nz, ny, nx = volume.mu_per_cm.shape[1:]
+    corners = np.array([[x, y, z, 1.0] for x in (0, nx - 1) for y in (0, ny - 1) for z in (0, nz - 1)])
+    moved = corners @ volume.patient_from_voxel.T @ motion[0].cpu().numpy().T
+    pixels = detector_from_patient(moved[:, :3], scene.beam)
+    margin = FEMUR_MARGIN_MM / np.array(scene.beam.detector_spacing_mm)
+    low = np.maximum(np.floor(pixels.min(axis=0) - margin), 0).astype(int)
+    high = np.minimum(np.ceil(pixels.max(axis=0) + margin) + 1, scene.beam.shape).astype(int)
+    if (high - low < 2 * LEAST_PATCH_PX).any():
+        return None
+    return int(low[0]), int(high[0]), int(low[1]), int(high[1])
+
+
+def _refine_all(
+    scene: Scene,
+    pelvis_mm: NDArray[np.float64],
+    turns_mm: dict[Side, NDArray[np.float64]],
+    iterations: int,
+    bounds: NDArray[np.float64],
+) -> tuple[NDArray[np.float64], float]:
+    """Pelvis (6,) and the turn (3,) of each femur one after the other, and their likeness."""
+    similarity, units = _similarity(scene), torch.from_numpy(UNITS).to(scene.image.device)
+    limits = np.radians(LIMITS_DEG) * LEVER_MM
+
+    def likeness(parameters: Tensor) -> Tensor:
+        parameters = parameters.to(units.device)
+        turns = {side: parameters[:, 6 + 3 * i : 9 + 3 * i] / LEVER_MM for i, side in enumerate(turns_mm)}
+        return similarity(scene.jointed(parameters[:, :6] * units, turns))
+
+    all_bounds = np.concatenate([bounds, *[np.stack([-limits, limits], axis=1) for _ in turns_mm]])
+    return refine(likeness, np.concatenate([pelvis_mm, *turns_mm.values()]), iterations, all_bounds)
+
+
+def _result(
+    ct: MovableCt,
+    beam: ConeBeam,
+    found_mm: NDArray[np.float64],
+    similarity: float,
+    ends: list[NDArray[np.float64]],
+) -> Registration:
+    pose = found_mm[:6] * UNITS
+    motion = _matrix(pose, ct.centre_mm)
+    femora = {}
+    for number, side in enumerate(ct.femora):
+        turn = found_mm[6 + 3 * number : 9 + 3 * number] / LEVER_MM
+        in_socket = _matrix(np.concatenate([turn, np.zeros(3)]), ct.head_centres_mm[side])
+        femora[side] = FemurPose(turn, motion @ in_socket, joint_angles(in_socket[:3, :3], side))
+    motions = [_matrix(end, ct.centre_mm) for end in ends]
+    spread = max(
+        (projection_distance_mm(motions[0], other, ct.pelvis_points_mm, beam) for other in motions), default=0.0
+    )
+    return Registration(pose, ct.centre_mm, motion, femora, similarity, spread, 1.0, None)
+
+
+def _matrix(pose: NDArray[np.float64], centre_mm: NDArray[np.float64]) -> NDArray[np.float64]:
+    return np.asarray(patient_from_unmoved(torch.from_numpy(pose)[None], centre_mm)[0].numpy(), np.float64)
+
+
+def _check(image: NDArray[np.float32], mask: NDArray[np.bool_], beam: ConeBeam) -> None:
+    if image.shape != beam.shape or mask.shape != beam.shape:
+        raise UnusableRadiograph(
+            f"the radiograph is {image.shape} and its mask {mask.shape}, expected {beam.shape} as the beam's detector"
+        )
+    if not np.isfinite(image).all():
+        raise UnusableRadiograph("the radiograph holds values that are no numbers: check how it was decoded")
+    if not mask.any() or np.ptp(image[mask]) == 0:
+        raise UnusableRadiograph("the radiograph is even where its mask lets it count: check the mask and the decoding")
