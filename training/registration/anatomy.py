@@ -80,14 +80,11 @@ def prepare(ct: CtVolume, bones: Bones) -> MovableCt:
     """
     _check(ct, bones)
     mu = attenuation_per_cm(ct)
-    spacing_mm = np.linalg.norm(ct.patient_from_voxel[:3, :3], axis=0)[::-1]
     soft = _soft_per_cm()
     trunk, femora, heads = mu.copy(), {}, {}
     for side, femur in bones.femora.items():
         heads[side] = head_centre_mm(femur, bones.pelvis, ct.patient_from_voxel)
-        nearby = ndimage.distance_transform_edt(~femur, spacing_mm) <= max(RIM_MM, float(spacing_mm.max()) * 1.01)
-        others = [other for key, other in bones.femora.items() if key is not side]
-        moves = femur | (nearby & ~np.any([bones.pelvis, *others], axis=0))
+        moves = with_rim(bones, side, ct.patient_from_voxel)
         trunk[moves] = soft
         femora[side] = _cropped(_with_beyond(np.where(moves, mu - soft, np.float32(0.0)), ct.patient_from_voxel))
     pelvis_mm = _points_mm(bones.pelvis, ct.patient_from_voxel)
@@ -99,6 +96,16 @@ def prepare(ct: CtVolume, bones: Bones) -> MovableCt:
         centre_mm=pelvis_mm.mean(axis=0),
         pelvis_points_mm=pelvis_mm[:: max(1, len(pelvis_mm) // PELVIS_POINTS)],
     )
+
+
+def with_rim(bones: Bones, side: Side, patient_from_voxel: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """(z, y, x) a femur and the soft tissue within `RIM_MM`, one voxel at least."""
+    spacing_mm = np.linalg.norm(patient_from_voxel[:3, :3], axis=0)[::-1]
+    steps = [max(1, round(RIM_MM / float(spacing))) for spacing in spacing_mm]
+    femur = bones.femora[side]
+    widened = ndimage.maximum_filter(femur, [2 * step + 1 for step in steps])
+    others = [other for key, other in bones.femora.items() if key is not side]
+    return np.asarray(femur | (widened & ~np.any([bones.pelvis, *others], axis=0)), np.bool_)
 
 
 def attenuation_per_cm(ct: CtVolume) -> NDArray[np.float32]:

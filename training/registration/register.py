@@ -27,6 +27,8 @@ from training.registration.similarity import PatchCorrelation, Similarity
 PATCH_MM = 30.0
 """Side of a patch in the object plane; assumption, about a femoral neck."""
 LEAST_PATCH_PX = 8
+PROBE_MM = 3.0
+"""Step of the parameters: 1.7 degrees or 3 mm."""
 FEMUR_MARGIN_MM = 25.0
 UNITS = np.array([1 / LEVER_MM] * 3 + [1.0] * 3)
 """A pose is parameters in mm times these: radians and mm."""
@@ -51,12 +53,12 @@ class Plan:
     coarse_generations: int = 45
     middle_mm: float = 4.0
     middle_sigma_mm: float = 3.0
-    middle_generations: int = 25
+    middle_generations: int = 16
     population: int = 14
     fine_mm: float = 2.0
     fine_iterations: int = 20
-    finest_mm: float = 1.0
-    finest_iterations: int = 8
+    finest_mm: float = 1.4
+    finest_iterations: int = 10
     femur_generations: int = 20
     femur_sigma_mm: float = 8.0
 
@@ -73,6 +75,21 @@ class FemurPose:
 
 
 @dataclass(frozen=True)
+class Evidence:
+    """What tells a pose that was found from one that was missed. Likenesses are those on the middle grid, which noise and
+    the maker's processing hardly touch."""
+
+    similarity: float
+    """At the pose."""
+    mean_fall: float
+    """How much lower it is `PROBE_MM` away, mean over both directions of the six parameters of the pelvis."""
+    least_fall: float
+    """The least of these; negative where the pose is no maximum."""
+    spread_mm: float
+    """Mean projection distance between where the two best searches ended."""
+
+
+@dataclass(frozen=True)
 class Registration:
     """Where the patient of a CT lay, and how far that is to be believed."""
 
@@ -85,8 +102,7 @@ class Registration:
     femora: Mapping[Side, FemurPose]
     similarity: float
     """`PatchCorrelation` of radiograph and projection, at most 1."""
-    spread_mm: float
-    """Between the ends of the searches that were kept; assumption-free only where there are several."""
+    evidence: Evidence
     confidence: float
     """0..1, that the mean projection distance is below 1 mm, as calibrated on simulated radiographs."""
     failure: str | None
@@ -131,15 +147,21 @@ def register(
         _rigid(coarse), begun_mm, plan.coarse_sigma_mm, plan.coarse_generations, plan.population, bounds, seed
     )
     kept = ends[np.argsort(-values)[: plan.kept]]
-    ends, _ = evolve(
+    ends, values = evolve(
         _rigid(middle), kept, plan.middle_sigma_mm, plan.middle_generations, plan.population, bounds, seed + 1
     )
-    climbed = [refine(_rigid(fine), end, plan.fine_iterations, bounds) for end in ends]
-    climbed.sort(key=lambda end: -end[1])
-    found_mm = climbed[0][0]
-    turns = {side: _search_turn(middle, found_mm, side, plan, seed + 2) for side in ct.femora}
-    found_mm, similarity = _refine_all(finest, found_mm, turns, plan.finest_iterations, bounds)
-    return _result(ct, beam, found_mm, similarity, [end * UNITS for end, _ in climbed])
+    spread_mm = _spread_mm(ends, ct, beam)
+    found_mm, _ = refine(_rigid(fine), ends[values.argmax()], plan.fine_iterations, bounds)
+    turns_mm = {side: _search_turn((middle, fine), found_mm, side, plan, seed + 2) for side in ct.femora}
+    likeness, all_bounds = _jointed(finest, tuple(turns_mm)), bounds
+    if turns_mm:
+        limits = np.radians(LIMITS_DEG) * LEVER_MM
+        all_bounds = np.concatenate([bounds, *[np.stack([-limits, limits], axis=1) for _ in turns_mm]])
+    found_mm, similarity = refine(
+        likeness, np.concatenate([found_mm, *turns_mm.values()]), plan.finest_iterations, all_bounds
+    )
+    evidence = _evidence(_jointed(middle, tuple(turns_mm)), found_mm, spread_mm)
+    return _result(ct, found_mm, similarity, evidence)
 
 
 def _rigid(scene: Scene) -> Likeness:
@@ -153,36 +175,37 @@ def _similarity(scene: Scene) -> Similarity:
 
 
 def _search_turn(
-    scene: Scene, pelvis_mm: NDArray[np.float64], side: Side, plan: Plan, seed: int
+    scenes: tuple[Scene, Scene], pelvis_mm: NDArray[np.float64], side: Side, plan: Plan, seed: int
 ) -> NDArray[np.float64]:
-    """(3,) turn in mm of arc of one femur, the pelvis and the other femur held still."""
-    motion = patient_from_unmoved(torch.from_numpy(pelvis_mm * UNITS)[None], scene.centre_mm).to(scene.image.device)
+    """(3,) turn in mm of arc of one femur, all else held still: CMA-ES on the coarser scene, gradient on the finer."""
+    searched, climbed = (_turned(scene, pelvis_mm, side) for scene in scenes)
+    if searched is None or climbed is None:
+        return np.zeros(3)
+    limits = np.radians(LIMITS_DEG) * LEVER_MM
+    bounds = np.stack([-limits, limits], axis=1)
+    ends, _ = evolve(
+        searched, np.zeros((1, 3)), plan.femur_sigma_mm, plan.femur_generations, plan.population, bounds, seed
+    )
+    return refine(climbed, ends[0], plan.fine_iterations, bounds)[0]
+
+
+def _turned(scene: Scene, pelvis_mm: NDArray[np.float64], side: Side) -> Likeness | None:
+    """Likeness by the turn of one femur where it is seen; None where too little of it is."""
+    pose = torch.from_numpy(pelvis_mm * UNITS)[None].to(scene.image.device)
+    motion = patient_from_unmoved(pose, scene.centre_mm)
     window = _footprint(scene, side, motion)
     if window is None:
-        return np.zeros(3)
+        return None
     near = part(scene, window)
     with torch.no_grad():
-        still = near.rigid(torch.from_numpy(pelvis_mm * UNITS)[None].to(motion)) - near.femur(
-            side, motion, torch.zeros((1, 3)).to(motion)
-        )
+        still = near.rigid(pose) - near.femur(side, motion, torch.zeros_like(pose[:, :3]))
     similarity = _similarity(near)
 
     def likeness(turns_mm: Tensor) -> Tensor:
         turns = turns_mm.to(motion) / LEVER_MM
         return similarity(still + near.femur(side, motion.expand(len(turns), 4, 4), turns))
 
-    limits = np.radians(LIMITS_DEG) * LEVER_MM
-    ends, _ = evolve(
-        likeness,
-        np.zeros((1, 3)),
-        plan.femur_sigma_mm,
-        plan.femur_generations,
-        plan.population,
-        np.stack([-limits, limits], axis=1),
-        seed,
-    )
-    found: NDArray[np.float64] = ends[0]
-    return found
+    return likeness
 
 
 def _footprint(scene: Scene, side: Side, motion: Tensor) -> tuple[int, int, int, int] | None:
@@ -200,33 +223,37 @@ def _footprint(scene: Scene, side: Side, motion: Tensor) -> tuple[int, int, int,
     return int(low[0]), int(high[0]), int(low[1]), int(high[1])
 
 
-def _refine_all(
-    scene: Scene,
-    pelvis_mm: NDArray[np.float64],
-    turns_mm: dict[Side, NDArray[np.float64]],
-    iterations: int,
-    bounds: NDArray[np.float64],
-) -> tuple[NDArray[np.float64], float]:
-    """Pelvis (6,) and the turn (3,) of each femur one after the other, and their likeness."""
+def _jointed(scene: Scene, sides: tuple[Side, ...]) -> Likeness:
+    """Likeness by pelvis (6,) and the turn (3,) of each femur one after the other, in mm."""
+    if not sides:
+        return _rigid(scene)
     similarity, units = _similarity(scene), torch.from_numpy(UNITS).to(scene.image.device)
-    limits = np.radians(LIMITS_DEG) * LEVER_MM
 
     def likeness(parameters: Tensor) -> Tensor:
         parameters = parameters.to(units.device)
-        turns = {side: parameters[:, 6 + 3 * i : 9 + 3 * i] / LEVER_MM for i, side in enumerate(turns_mm)}
+        turns = {side: parameters[:, 6 + 3 * i : 9 + 3 * i] / LEVER_MM for i, side in enumerate(sides)}
         return similarity(scene.jointed(parameters[:, :6] * units, turns))
 
-    all_bounds = np.concatenate([bounds, *[np.stack([-limits, limits], axis=1) for _ in turns_mm]])
-    return refine(likeness, np.concatenate([pelvis_mm, *turns_mm.values()]), iterations, all_bounds)
+    return likeness
 
 
-def _result(
-    ct: MovableCt,
-    beam: ConeBeam,
-    found_mm: NDArray[np.float64],
-    similarity: float,
-    ends: list[NDArray[np.float64]],
-) -> Registration:
+def _spread_mm(ends_mm: NDArray[np.float64], ct: MovableCt, beam: ConeBeam) -> float:
+    """Largest projection distance between the first of several poses and the others."""
+    motions = [_matrix(end * UNITS, ct.centre_mm) for end in ends_mm]
+    return max(projection_distance_mm(other, motions[0], ct.pelvis_points_mm, beam) for other in motions)
+
+
+def _evidence(likeness: Likeness, found_mm: NDArray[np.float64], spread_mm: float) -> Evidence:
+    steps = np.zeros((13, len(found_mm)))
+    for parameter in range(6):
+        steps[1 + 2 * parameter, parameter], steps[2 + 2 * parameter, parameter] = PROBE_MM, -PROBE_MM
+    with torch.no_grad():
+        values = likeness(torch.from_numpy(found_mm + steps)).double().cpu().numpy()
+    falls = values[0] - values[1:]
+    return Evidence(float(values[0]), float(falls.mean()), float(falls.min()), spread_mm)
+
+
+def _result(ct: MovableCt, found_mm: NDArray[np.float64], similarity: float, evidence: Evidence) -> Registration:
     pose = found_mm[:6] * UNITS
     motion = _matrix(pose, ct.centre_mm)
     femora = {}
@@ -234,11 +261,7 @@ def _result(
         turn = found_mm[6 + 3 * number : 9 + 3 * number] / LEVER_MM
         in_socket = _matrix(np.concatenate([turn, np.zeros(3)]), ct.head_centres_mm[side])
         femora[side] = FemurPose(turn, motion @ in_socket, joint_angles(in_socket[:3, :3], side))
-    motions = [_matrix(end, ct.centre_mm) for end in ends]
-    spread = max(
-        (projection_distance_mm(motions[0], other, ct.pelvis_points_mm, beam) for other in motions), default=0.0
-    )
-    return Registration(pose, ct.centre_mm, motion, femora, similarity, spread, 1.0, None)
+    return Registration(pose, ct.centre_mm, motion, femora, similarity, evidence, 1.0, None)
 
 
 def _matrix(pose: NDArray[np.float64], centre_mm: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -25,7 +25,7 @@ from training.projection.radiograph import (
     random_processing,
     simulate,
 )
-from training.registration.anatomy import Bones
+from training.registration.anatomy import Bones, with_rim
 from training.simulate_dx import SDD_MM, VOXEL_MM, collimated_beam
 
 SPACING_MM = 0.5
@@ -77,14 +77,15 @@ def take(
 def with_turned_femora(ct: CtVolume, bones: Bones, turned_from_ct: Mapping[Side, NDArray[np.float64]]) -> CtVolume:
     """A CT whose femora were turned; muscle fills where they were."""
     hu = ct.hu.copy()
-    for side in turned_from_ct:
-        hu[bones.femora[side]] = MUSCLE_HU
+    moving = {side: with_rim(bones, side, ct.patient_from_voxel) for side in turned_from_ct}
+    for mask in moving.values():
+        hu[mask] = MUSCLE_HU
     z, y, x = np.indices(ct.hu.shape)
     grid = np.stack([x, y, z, np.ones_like(x)], axis=-1)
     for side, motion in turned_from_ct.items():
         voxel_from_voxel = np.linalg.inv(motion @ ct.patient_from_voxel) @ ct.patient_from_voxel
         at = (grid @ voxel_from_voxel.T)[..., 2::-1].transpose(3, 0, 1, 2)
-        is_femur = ndimage.map_coordinates(bones.femora[side].astype(np.float32), at, order=1) > 0.5
+        is_femur = ndimage.map_coordinates(moving[side].astype(np.float32), at, order=1, mode="nearest") > 0.5
         hu[is_femur] = ndimage.map_coordinates(ct.hu, at[:, is_femur], order=1, mode="nearest")
     return replace(ct, hu=hu)
 
