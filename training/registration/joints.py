@@ -8,7 +8,7 @@ from scipy.spatial.transform import Rotation
 
 from dicomnode.domain.radiograph import Side
 
-LIMITS_DEG = (35.0, 25.0, 35.0)
+LIMITS_DEG = (30.0, 20.0, 30.0)
 """How far a femur is looked for from where it was in the CT, about the patient's x, y and z axis, either way.
 
 Assumption: both examinations are made supine; hips bend further, but not on the table of an AP radiograph.

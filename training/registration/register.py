@@ -19,6 +19,7 @@ from training.projection.differentiable import patient_from_unmoved
 from training.projection.geometry import ConeBeam, detector_depths, detector_from_patient
 from training.registration.accuracy import projection_distance_mm
 from training.registration.anatomy import MovableCt
+from training.registration.confidence import SHIPPED, Evidence, failure
 from training.registration.joints import LIMITS_DEG, JointAngles, joint_angles
 from training.registration.scene import Scene, make_scene, part
 from training.registration.search import LEVER_MM, Likeness, evolve, refine
@@ -32,6 +33,10 @@ PROBE_MM = 3.0
 FEMUR_MARGIN_MM = 25.0
 UNITS = np.array([1 / LEVER_MM] * 3 + [1.0] * 3)
 """A pose is parameters in mm times these: radians and mm."""
+MOST_RAD, HIP_MOST_RAD = 0.7, 0.6
+"""40 and 34 degrees: nobody lies so for a radiograph, and planes of voxels are too sparse for rays that cross them flat."""
+LEVEL_RAD = 0.35
+"""A pelvis that is found turned by more than 20 degrees was missed: its hips are not looked at."""
 REACH_MM = np.array([0.6 * LEVER_MM] * 3 + [100.0] * 3)
 """How far from its start a pose is looked for, either way: 34 degrees and 100 mm."""
 
@@ -72,21 +77,6 @@ class FemurPose:
     patient_from_ct: NDArray[np.float64]
     """4 x 4, the femur's motion from the CT to the radiograph; the pelvis's included."""
     angles: JointAngles
-
-
-@dataclass(frozen=True)
-class Evidence:
-    """What tells a pose that was found from one that was missed. Likenesses are those on the middle grid, which noise and
-    the maker's processing hardly touch."""
-
-    similarity: float
-    """At the pose."""
-    mean_fall: float
-    """How much lower it is `PROBE_MM` away, mean over both directions of the six parameters of the pelvis."""
-    least_fall: float
-    """The least of these; negative where the pose is no maximum."""
-    spread_mm: float
-    """Mean projection distance between where the two best searches ended."""
 
 
 @dataclass(frozen=True)
@@ -152,21 +142,37 @@ def register(
     )
     spread_mm = _spread_mm(ends, ct, beam)
     found_mm, _ = refine(_rigid(fine), ends[values.argmax()], plan.fine_iterations, bounds)
-    turns_mm = {side: _search_turn((middle, fine), found_mm, side, plan, seed + 2) for side in ct.femora}
-    likeness, all_bounds = _jointed(finest, tuple(turns_mm)), bounds
-    if turns_mm:
-        limits = np.radians(LIMITS_DEG) * LEVER_MM
-        all_bounds = np.concatenate([bounds, *[np.stack([-limits, limits], axis=1) for _ in turns_mm]])
-    found_mm, similarity = refine(
-        likeness, np.concatenate([found_mm, *turns_mm.values()]), plan.finest_iterations, all_bounds
-    )
-    evidence = _evidence(_jointed(middle, tuple(turns_mm)), found_mm, spread_mm)
-    return _result(ct, found_mm, similarity, evidence)
+    level = np.linalg.norm(found_mm[:3]) <= LEVEL_RAD * LEVER_MM
+    sides = tuple(ct.femora) if level else ()
+    turns_mm = [_search_turn((middle, fine), found_mm, side, plan, seed + 2) for side in sides]
+    all_mm, all_bounds = np.concatenate([found_mm, *turns_mm]), np.concatenate([bounds, *[_turn_bounds()] * len(sides)])
+    all_mm, similarity = refine(_jointed(finest, sides), all_mm, plan.finest_iterations, all_bounds)
+    evidence = _evidence(_jointed(middle, sides), all_mm, spread_mm)
+    turns = {side: all_mm[6 + 3 * number : 9 + 3 * number] / LEVER_MM for number, side in enumerate(sides)}
+    return _result(ct, all_mm[:6] * UNITS, turns, similarity, evidence)
 
 
 def _rigid(scene: Scene) -> Likeness:
-    similarity, units = _similarity(scene), torch.from_numpy(UNITS).to(scene.image.device)
-    return lambda parameters: similarity(scene.rigid(parameters.to(units.device) * units))
+    """Likeness by parameters (b, 6) in mm of the patient as one body."""
+    similarity = _similarity(scene)
+
+    def likeness(parameters: Tensor) -> Tensor:
+        poses, too_far = _poses(parameters.to(scene.image.device))
+        return similarity(scene.rigid(poses)) - too_far
+
+    return likeness
+
+
+def _poses(parameters_mm: Tensor) -> tuple[Tensor, Tensor]:
+    """Poses (b, 6), and (b,) what to take off their likeness for turning further than `MOST_RAD`."""
+    turns, too_far = _held(parameters_mm[:, :3] / LEVER_MM, MOST_RAD)
+    return torch.cat([turns, parameters_mm[:, 3:]], dim=1), too_far
+
+
+def _held(turns: Tensor, most_rad: float) -> tuple[Tensor, Tensor]:
+    """Rotation vectors (b, 3) of no more than an angle, and (b,) by which share of it they were beyond."""
+    angles = turns.norm(dim=1, keepdim=True).clamp_min(1e-9)
+    return turns * (most_rad / angles).clamp_max(1.0), (angles[:, 0] / most_rad - 1.0).clamp_min(0.0)
 
 
 def _similarity(scene: Scene) -> Similarity:
@@ -181,17 +187,22 @@ def _search_turn(
     searched, climbed = (_turned(scene, pelvis_mm, side) for scene in scenes)
     if searched is None or climbed is None:
         return np.zeros(3)
-    limits = np.radians(LIMITS_DEG) * LEVER_MM
-    bounds = np.stack([-limits, limits], axis=1)
+    bounds = _turn_bounds()
     ends, _ = evolve(
         searched, np.zeros((1, 3)), plan.femur_sigma_mm, plan.femur_generations, plan.population, bounds, seed
     )
     return refine(climbed, ends[0], plan.fine_iterations, bounds)[0]
 
 
+def _turn_bounds() -> NDArray[np.float64]:
+    """(3, 2) in mm of arc."""
+    limits = np.radians(LIMITS_DEG) * LEVER_MM
+    return np.stack([-limits, limits], axis=1)
+
+
 def _turned(scene: Scene, pelvis_mm: NDArray[np.float64], side: Side) -> Likeness | None:
     """Likeness by the turn of one femur where it is seen; None where too little of it is."""
-    pose = torch.from_numpy(pelvis_mm * UNITS)[None].to(scene.image.device)
+    pose = _poses(torch.from_numpy(pelvis_mm)[None])[0].to(scene.image.device)
     motion = patient_from_unmoved(pose, scene.centre_mm)
     window = _footprint(scene, side, motion)
     if window is None:
@@ -202,8 +213,8 @@ def _turned(scene: Scene, pelvis_mm: NDArray[np.float64], side: Side) -> Likenes
     similarity = _similarity(near)
 
     def likeness(turns_mm: Tensor) -> Tensor:
-        turns = turns_mm.to(motion) / LEVER_MM
-        return similarity(still + near.femur(side, motion.expand(len(turns), 4, 4), turns))
+        turns, too_far = _held(turns_mm.to(motion) / LEVER_MM, HIP_MOST_RAD)
+        return similarity(still + near.femur(side, motion.expand(len(turns), 4, 4), turns)) - too_far
 
     return likeness
 
@@ -227,12 +238,16 @@ def _jointed(scene: Scene, sides: tuple[Side, ...]) -> Likeness:
     """Likeness by pelvis (6,) and the turn (3,) of each femur one after the other, in mm."""
     if not sides:
         return _rigid(scene)
-    similarity, units = _similarity(scene), torch.from_numpy(UNITS).to(scene.image.device)
+    similarity = _similarity(scene)
 
     def likeness(parameters: Tensor) -> Tensor:
-        parameters = parameters.to(units.device)
-        turns = {side: parameters[:, 6 + 3 * i : 9 + 3 * i] / LEVER_MM for i, side in enumerate(sides)}
-        return similarity(scene.jointed(parameters[:, :6] * units, turns))
+        parameters = parameters.to(scene.image.device)
+        poses, too_far = _poses(parameters[:, :6])
+        turns = {}
+        for number, side in enumerate(sides):
+            turns[side], beyond = _held(parameters[:, 6 + 3 * number : 9 + 3 * number] / LEVER_MM, HIP_MOST_RAD)
+            too_far = too_far + beyond
+        return similarity(scene.jointed(poses, turns)) - too_far
 
     return likeness
 
@@ -253,15 +268,22 @@ def _evidence(likeness: Likeness, found_mm: NDArray[np.float64], spread_mm: floa
     return Evidence(float(values[0]), float(falls.mean()), float(falls.min()), spread_mm)
 
 
-def _result(ct: MovableCt, found_mm: NDArray[np.float64], similarity: float, evidence: Evidence) -> Registration:
-    pose = found_mm[:6] * UNITS
+def _result(
+    ct: MovableCt,
+    pose: NDArray[np.float64],
+    turns: Mapping[Side, NDArray[np.float64]],
+    similarity: float,
+    evidence: Evidence,
+) -> Registration:
     motion = _matrix(pose, ct.centre_mm)
     femora = {}
-    for number, side in enumerate(ct.femora):
-        turn = found_mm[6 + 3 * number : 9 + 3 * number] / LEVER_MM
+    for side in ct.femora:
+        turn = turns.get(side, np.zeros(3))
         in_socket = _matrix(np.concatenate([turn, np.zeros(3)]), ct.head_centres_mm[side])
         femora[side] = FemurPose(turn, motion @ in_socket, joint_angles(in_socket[:3, :3], side))
-    return Registration(pose, ct.centre_mm, motion, femora, similarity, evidence, 1.0, None)
+    confidence = SHIPPED.confidence(evidence)
+    reason = failure(evidence, confidence)
+    return Registration(pose, ct.centre_mm, motion, femora, similarity, evidence, confidence, reason)
 
 
 def _matrix(pose: NDArray[np.float64], centre_mm: NDArray[np.float64]) -> NDArray[np.float64]:

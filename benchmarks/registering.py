@@ -1,0 +1,330 @@
+"""How well a CT is registered to one radiograph: `python -m benchmarks.registering`. All radiographs are simulated.
+
+Every start is a line in `starts.jsonl` of the output folder; a run that was ended goes on where it stopped.
+"""
+
+import json
+import math
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import SimpleITK
+import torch
+import typer
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.table import Table
+from scipy import ndimage
+from scipy.spatial.transform import Rotation
+from scipy.stats import rankdata
+from tqdm import tqdm
+
+from dicomnode.domain.radiograph import Side
+from training.anatomy.ct import CtVolume, body_mask, ct_from_image, mineral_g_cm3, read_ct
+from training.registration.accuracy import PoseError, areal_density, pose_error
+from training.registration.anatomy import Bones, MovableCt, head_centre_mm, prepare
+from training.registration.confidence import LEAST_CONFIDENCE, Evidence, Rule, fit
+from training.registration.joints import JointAngles, joint_angles, turn_of
+from training.registration.register import Plan, Registration, register
+from training.registration.scene import make_scene
+from training.registration.simulation import Taken, motion_of, take, with_turned_femora
+from training.simulate_dx import hips_isocentre_mm
+
+DATA = Path(os.environ.get("DICOMNODE_REFERENCE_DATA", "../shared/data"))
+SEED = 20261124
+LAY_DEG, LAY_MM = 5.0, 10.0
+"""How the patient of a radiograph lies off the nominal position, uniform either way."""
+START_DEG, START_MM = 15.0, 30.0
+FAR_DEG, FAR_MM = 45.0, 90.0
+HIP_DEG = 10.0
+NOISE_HU = 25.0
+"""Added to the CT that is registered, not to the one that the radiograph is taken of."""
+SUCCESS_MM = 1.0
+PER_RADIOGRAPH = 10
+HASTY = Plan(runs=2, coarse_generations=6, middle_generations=4, fine_iterations=3, finest_iterations=1)
+KINDS = ("start within 15 deg, 30 mm", "few evaluations", "start up to 45 deg, 90 mm", "another patient", "mirrored CT")
+HIPS = "hips turned by up to 10 deg"
+
+
+@dataclass(frozen=True)
+class World:
+    """A volume to take radiographs of, and to register."""
+
+    name: str
+    ct: CtVolume
+    bones: Bones
+    isocentre_mm: NDArray[np.float64]
+    turns: tuple[Side, ...]
+    """Hips that can be turned in it: those without metal."""
+
+
+@dataclass(frozen=True)
+class Start:
+    """One registration whose true pose is known."""
+
+    world: str
+    kind: str
+    number: int
+    radiograph: int
+    start: PoseError | None
+    error: PoseError | None
+    """None for a CT that is not the patient's."""
+    similarity: float
+    evidence: Evidence
+    areal_bmd_percent: float
+    """Change of the areal density of the right femur's mineral by the error of the pose."""
+    area_percent: float
+    hips: Mapping[str, Mapping[str, float]]
+    cpu_s: float
+
+    @property
+    def succeeded(self) -> bool:
+        """Mean projection distance below `SUCCESS_MM`."""
+        return self.error is not None and self.error.projection_mm < SUCCESS_MM
+
+
+def main(
+    data: Annotated[Path, typer.Option(help="Folder with ct/ and anatomy/ of the reference data.")] = DATA,
+    starts: Annotated[int, typer.Option(min=1, help="Starts for each volume.")] = 100,
+    failures: Annotated[
+        int, typer.Option(min=1, help="Registrations of each kind that is bound to fail, per volume.")
+    ] = 10,
+    hips: Annotated[int, typer.Option(min=0, help="Radiographs with turned hips for each volume.")] = 10,
+    folder: Annotated[Path, typer.Option("--output", "-o")] = Path("runs/registering"),
+) -> None:
+    """Register CTs to simulated radiographs from many starts; table, results.json and pictures."""
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", torch.get_num_threads())))
+    folder.mkdir(parents=True, exist_ok=True)
+    file = folder / "starts.jsonl"
+    done = {(line["world"], line["kind"], line["number"]) for line in _lines(file)}
+    wanted = [key for key in _wanted(starts, failures, hips) if key not in done]
+    bench = Bench(data)
+    with file.open("a", encoding="utf-8") as log:
+        for world, kind, number in tqdm(wanted, desc="starts"):
+            log.write(json.dumps(asdict(bench.run(world, kind, number))) + "\n")
+            log.flush()
+    report(folder, bench)
+
+
+def _wanted(starts: int, failures: int, hips: int) -> Iterator[tuple[str, str, int]]:
+    """Kinds and volumes take turns, so that a run that is ended early has some of each."""
+    counts = {KINDS[0]: starts, **dict.fromkeys(KINDS[1:], failures), HIPS: hips}
+    for number in range(max(counts.values())):
+        for kind in (kind for kind, count in counts.items() if number < count):
+            for world in WORLDS:
+                yield world, kind, number
+
+
+class Bench:
+    """Runs single starts; keeps what several of them share."""
+
+    def __init__(self, data: Path) -> None:
+        self.data = data
+        self.world = lru_cache(None)(lambda name: WORLDS[name](data))
+        self.movable = lru_cache(None)(self._movable)
+        self.taken = lru_cache(4)(self._taken)
+
+    def run(self, name: str, kind: str, number: int) -> Start:
+        """One registration, timed."""
+        world, radiograph = self.world(name), number // PER_RADIOGRAPH if kind == KINDS[0] else number % PER_RADIOGRAPH
+        random = np.random.default_rng([SEED, sorted(WORLDS).index(name), [*KINDS, HIPS].index(kind), number])
+        taken = self.taken(name, radiograph, kind == HIPS)
+        ct = self.movable(name, {"another patient": "other", "mirrored CT": "mirrored", HIPS: "hips"}.get(kind, "own"))
+        far = kind == "start up to 45 deg, 90 mm"
+        start = self._start(world, ct, taken, random, (FAR_DEG, FAR_MM) if far else (START_DEG, START_MM))
+        plan = HASTY if kind == "few evaluations" else Plan()
+        begun = time.process_time()
+        found = register(ct, taken.image, taken.beam, starts=start, plan=plan, seed=number)
+        cpu_s = time.process_time() - begun
+        right = kind in KINDS[:3] or kind == HIPS
+        before = pose_error(motion_of(start, ct.centre_mm), taken.patient_from_ct, ct.pelvis_points_mm, taken.beam)
+        after = pose_error(found.patient_from_ct, taken.patient_from_ct, ct.pelvis_points_mm, taken.beam)
+        bmd, area = _density_change(world, ct, found, taken) if right and kind != HIPS else (math.nan, math.nan)
+        return Start(
+            world=name,
+            kind=kind,
+            number=number,
+            radiograph=radiograph,
+            start=before if right else None,
+            error=after if right else None,
+            similarity=found.similarity,
+            evidence=found.evidence,
+            areal_bmd_percent=bmd,
+            area_percent=area,
+            hips=_hip_errors(world, found, taken) if kind == HIPS else {},
+            cpu_s=cpu_s,
+        )
+
+    def _movable(self, name: str, which: str) -> MovableCt:
+        world = self.world(next(other for other in WORLDS if other != name) if which == "other" else name)
+        noise = np.random.default_rng(SEED).normal(0.0, NOISE_HU, world.ct.hu.shape).astype(np.float32)
+        ct, pelvis = replace(world.ct, hu=world.ct.hu + noise), world.bones.pelvis
+        if which == "mirrored":
+            ct, pelvis = replace(ct, hu=ct.hu[:, :, ::-1].copy()), pelvis[:, :, ::-1].copy()
+        femora = {side: world.bones.femora[side] for side in world.turns} if which == "hips" else {}
+        return prepare(ct, Bones(pelvis, femora))
+
+    def _taken(self, name: str, radiograph: int, hips: bool) -> Taken:
+        world = self.world(name)
+        random = np.random.default_rng([SEED, sorted(WORLDS).index(name), radiograph, int(hips)])
+        pose = _uniform(random, LAY_DEG, LAY_MM)
+        ct = self.movable(name, "hips")
+        turned = {}
+        for side in world.turns if hips else ():
+            turn = turn_of(JointAngles(*random.uniform(-HIP_DEG, HIP_DEG, 3)), side)
+            head = ct.head_centres_mm[side]
+            turned[side] = np.block([[turn, (head - turn @ head)[:, None]], [np.zeros((1, 3)), np.ones((1, 1))]])
+        volume = with_turned_femora(world.ct, world.bones, turned)
+        taken = take(volume, motion_of(pose, ct.centre_mm), world.isocentre_mm, int(random.integers(2**31)))
+        return replace(taken, turned_from_ct=turned)
+
+    def _start(
+        self, world: World, ct: MovableCt, taken: Taken, random: np.random.Generator, reach: tuple[float, float]
+    ) -> NDArray[np.float64]:
+        """About the true pose; of another CT, about where its pelvis lies as the true one does."""
+        own = self.movable(world.name, "own").centre_mm
+        pose = _uniform(random, *reach)
+        turn = motion_of(np.concatenate([pose[:3], np.zeros(3)]), np.zeros(3))[:3, :3] @ taken.patient_from_ct[:3, :3]
+        centre = taken.patient_from_ct[:3, :3] @ own + taken.patient_from_ct[:3, 3]
+        return np.concatenate([Rotation.from_matrix(turn).as_rotvec(), centre - ct.centre_mm + pose[3:]])
+
+
+def _uniform(random: np.random.Generator, degrees: float, mm: float) -> NDArray[np.float64]:
+    return np.concatenate([np.radians(random.uniform(-degrees, degrees, 3)), random.uniform(-mm, mm, 3)])
+
+
+def _density_change(world: World, ct: MovableCt, found: Registration, taken: Taken) -> tuple[float, float]:
+    """By how many per cent areal density and area of the right femur change with the error of the pose."""
+    femur = world.bones.femora[Side.RIGHT]
+    z, y, x = (np.flatnonzero(femur.any(axis=tuple(other for other in range(3) if other != axis))) for axis in range(3))
+    box = tuple(slice(int(axis[0]), int(axis[-1]) + 1) for axis in (z, y, x))
+    density = np.where(femur, mineral_g_cm3(world.ct.hu), np.float32(0.0))[box]
+    matrix = world.ct.patient_from_voxel @ np.array([[1, 0, 0, x[0]], [0, 1, 0, y[0]], [0, 0, 1, z[0]], [0, 0, 0, 1.0]])
+    middle = (matrix @ [(len(x) - 1) / 2, (len(y) - 1) / 2, (len(z) - 1) / 2, 1.0])[:3]
+    seen, true = (
+        areal_density(density, matrix, motion, middle, taken.beam)
+        for motion in (found.patient_from_ct, taken.patient_from_ct)
+    )
+    return (
+        100.0 * (seen.areal_bmd_g_cm2 / true.areal_bmd_g_cm2 - 1.0),
+        100.0 * (seen.area_cm2 / true.area_cm2 - 1.0),
+    )
+
+
+def _hip_errors(world: World, found: Registration, taken: Taken) -> dict[str, dict[str, float]]:
+    errors = {}
+    for side, femur in found.femora.items():
+        z, y, x = np.nonzero(world.bones.femora[side])
+        matrix = world.ct.patient_from_voxel
+        points = (np.stack([x, y, z], axis=1) @ matrix[:3, :3].T + matrix[:3, 3])[:: max(1, len(x) // 500)]
+        true = taken.patient_from_ct @ taken.turned_from_ct[side]
+        angles = joint_angles(taken.turned_from_ct[side][:3, :3], side)
+        errors[side.value] = {
+            **asdict(pose_error(femur.patient_from_ct, true, points, taken.beam)),
+            "flexion_error_deg": femur.angles.flexion_deg - angles.flexion_deg,
+            "abduction_error_deg": femur.angles.abduction_deg - angles.abduction_deg,
+            "internal_rotation_error_deg": femur.angles.internal_rotation_deg - angles.internal_rotation_deg,
+        }
+    return errors
+
+
+def _real(data: Path) -> World:
+    """A clinical CT of 3 mm, down to the femoral necks, with a nail in the left femur."""
+    ct = read_ct(data / "ct" / "example_ct.nii.gz")
+    labels, values = _labels(data / "ct" / "example_ct_labels_v1.nii.gz")
+    pelvis = np.isin(labels, [values["hip_left"], values["hip_right"], values["sacrum"]])
+    femora = {Side.RIGHT: labels == values["femur_right"], Side.LEFT: labels == values["femur_left"]}
+    return World("clinical CT", ct, Bones(pelvis, femora), hips_isocentre_mm(ct, body_mask(ct)), (Side.RIGHT,))
+
+
+TISSUES_HU = {"air": -1000.0, "adipose/subcutaneous+interstitial": -100.0, "hip cartilage": 80.0}
+FILLER_HU, MUSCLE_HU, MARROW_HU, CORTEX_HU, CORTEX_MM = 15.0, 55.0, 180.0, 1000.0, 2.0
+
+
+def _atlas(data: Path) -> World:
+    """The label map of an atlas as a CT: a cortex that fades inwards to a trabecular pattern; 1.5 mm."""
+    path = data / "anatomy" / "vhf_hip_labels.nii.gz"
+    labels, values = _labels(path)
+    hu = np.full(labels.shape, MUSCLE_HU, np.float32)
+    for name, value in TISSUES_HU.items():
+        hu[labels == values[name]] = value
+    hu[labels == 2] = FILLER_HU
+    texture = ndimage.gaussian_filter(np.random.default_rng(SEED).standard_normal(labels.shape), 1.5)
+    bones = ("sacrum", "left_hemipelvis", "right_hemipelvis", "left_femur", "right_femur")
+    for name in bones:
+        bone = labels == values[name]
+        depth_mm = 1.5 * ndimage.distance_transform_edt(bone)[bone] - 0.75
+        hu[bone] = MARROW_HU + 60.0 * texture[bone] / texture.std() + CORTEX_HU * np.exp(-depth_mm / CORTEX_MM)
+    ct = replace(
+        ct_from_image(SimpleITK.ReadImage(str(path), SimpleITK.sitkFloat32)), hu=ndimage.gaussian_filter(hu, 0.5)
+    )
+    femora = {Side.RIGHT: labels == values["right_femur"], Side.LEFT: labels == values["left_femur"]}
+    pelvis = np.isin(labels, [values[name] for name in bones[:3]])
+    heads = [head_centre_mm(femur, pelvis, ct.patient_from_voxel) for femur in femora.values()]
+    return World("atlas", ct, Bones(pelvis, femora), np.mean(heads, axis=0), (Side.RIGHT, Side.LEFT))
+
+
+WORLDS: Mapping[str, Callable[[Path], World]] = {"clinical CT": _real, "atlas": _atlas}
+
+
+def _labels(path: Path) -> tuple[NDArray[np.int64], dict[str, int]]:
+    image = SimpleITK.GetArrayFromImage(SimpleITK.ReadImage(str(path))).astype(np.int64)
+    names = json.loads(path.with_name(path.name.replace(".nii.gz", ".json")).read_text(encoding="utf-8"))
+    return image, {name: int(value) for value, name in names.items()}
+
+
+def _lines(file: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()] if file.exists() else []
+
+
+def read_starts(file: Path) -> list[Start]:
+    """The starts of a run."""
+    return [
+        Start(
+            **{
+                **line,
+                "start": line["start"] and PoseError(**line["start"]),
+                "error": line["error"] and PoseError(**line["error"]),
+                "evidence": Evidence(**line["evidence"]),
+            }
+        )
+        for line in _lines(file)
+    ]
+
+
+def auroc(scores: Sequence[float], positive: Sequence[bool]) -> float:
+    """Area under the ROC curve: the chance that a positive case scores higher than a negative one; NaN without both."""
+    is_positive = np.array(positive)
+    n, m = int(is_positive.sum()), int((~is_positive).sum())
+    if n == 0 or m == 0:
+        return math.nan
+    return float((rankdata(scores)[is_positive].sum() - n * (n + 1) / 2) / (n * m))
+
+
+def crossed(starts: Sequence[Start]) -> list[float]:
+    """Confidence of each start by a rule that was fitted without its radiograph's half: even and odd ones."""
+    scores = [math.nan] * len(starts)
+    for half in range(2):
+        others = [one for one in starts if one.radiograph % 2 != half]
+        rule = fit([one.evidence for one in others], [one.succeeded for one in others])
+        for i, one in enumerate(starts):
+            if one.radiograph % 2 == half:
+                scores[i] = rule.confidence(one.evidence)
+    return scores
+
+
+def report(folder: Path, bench: Bench) -> None:
+    """Print the tables, write results.json and the pictures."""
+    return None
+
+
+if __name__ == "__main__":
+    typer.run(main)
