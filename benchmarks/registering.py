@@ -7,7 +7,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -17,8 +17,6 @@ import numpy as np
 import SimpleITK
 import torch
 import typer
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
@@ -31,10 +29,10 @@ from dicomnode.domain.radiograph import Side
 from training.anatomy.ct import CtVolume, body_mask, ct_from_image, mineral_g_cm3, read_ct
 from training.registration.accuracy import PoseError, areal_density, pose_error
 from training.registration.anatomy import Bones, MovableCt, head_centre_mm, prepare
-from training.registration.confidence import LEAST_CONFIDENCE, Evidence, Rule, fit
+from training.registration.confidence import LEAST_CONFIDENCE, Evidence, fit
 from training.registration.joints import JointAngles, joint_angles, turn_of
+from training.registration.picture import draw_registration
 from training.registration.register import Plan, Registration, register
-from training.registration.scene import make_scene
 from training.registration.simulation import Taken, motion_of, take, with_turned_femora
 from training.simulate_dx import hips_isocentre_mm
 
@@ -49,8 +47,10 @@ NOISE_HU = 25.0
 """Added to the CT that is registered, not to the one that the radiograph is taken of."""
 SUCCESS_MM = 1.0
 PER_RADIOGRAPH = 10
+STARTS = "starts.jsonl"
 HASTY = Plan(runs=2, coarse_generations=6, middle_generations=4, fine_iterations=3, finest_iterations=1)
 KINDS = ("start within 15 deg, 30 mm", "few evaluations", "start up to 45 deg, 90 mm", "another patient", "mirrored CT")
+NUMBERS = ("projection_mm", "rotation_deg", "flexion_error_deg", "abduction_error_deg", "internal_rotation_error_deg")
 HIPS = "hips turned by up to 10 deg"
 
 
@@ -103,7 +103,7 @@ def main(
     """Register CTs to simulated radiographs from many starts; table, results.json and pictures."""
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", torch.get_num_threads())))
     folder.mkdir(parents=True, exist_ok=True)
-    file = folder / "starts.jsonl"
+    file = folder / STARTS
     done = {(line["world"], line["kind"], line["number"]) for line in _lines(file)}
     wanted = [key for key in _wanted(starts, failures, hips) if key not in done]
     bench = Bench(data)
@@ -114,13 +114,11 @@ def main(
     report(folder, bench)
 
 
-def _wanted(starts: int, failures: int, hips: int) -> Iterator[tuple[str, str, int]]:
-    """Kinds and volumes take turns, so that a run that is ended early has some of each."""
+def _wanted(starts: int, failures: int, hips: int) -> list[tuple[str, str, int]]:
+    """Kinds and volumes take turns by their shares, so that a run that is ended early has some of each."""
     counts = {KINDS[0]: starts, **dict.fromkeys(KINDS[1:], failures), HIPS: hips}
-    for number in range(max(counts.values())):
-        for kind in (kind for kind, count in counts.items() if number < count):
-            for world in WORLDS:
-                yield world, kind, number
+    keys = [(world, kind, number) for kind, count in counts.items() for number in range(count) for world in WORLDS]
+    return sorted(keys, key=lambda key: (key[2] + 0.5) / counts[key[1]])
 
 
 class Bench:
@@ -162,6 +160,16 @@ class Bench:
             hips=_hip_errors(world, found, taken) if kind == HIPS else {},
             cpu_s=cpu_s,
         )
+
+    def draw(self, path: Path, name: str) -> None:
+        """Register the first start once more, and draw it."""
+        taken, ct = self.taken(name, 0, False), self.movable(name, "own")
+        found = register(ct, taken.image, taken.beam, starts=np.zeros(6))
+        error = pose_error(found.patient_from_ct, taken.patient_from_ct, ct.pelvis_points_mm, taken.beam)
+        title = (
+            f"{name}, simulated radiograph: mean projection distance {error.projection_mm:.2f} mm from the true pose"
+        )
+        draw_registration(path, ct, found, taken.image, taken.beam, title)
 
     def _movable(self, name: str, which: str) -> MovableCt:
         world = self.world(next(other for other in WORLDS if other != name) if which == "other" else name)
@@ -322,8 +330,150 @@ def crossed(starts: Sequence[Start]) -> list[float]:
 
 
 def report(folder: Path, bench: Bench) -> None:
-    """Print the tables, write results.json and the pictures."""
-    return None
+    """Print the tables, write results.json and a picture of each volume's first start."""
+    console, starts = Console(width=150), read_starts(folder / STARTS)
+    meant = [one for one in starts if one.kind == KINDS[0]]
+    turned = [one for one in starts if one.kind == HIPS]
+    judged = [one for one in starts if one.kind in KINDS]
+    console.print(accuracy_table(meant), hips_table(turned), failures_table(judged))
+    results = {
+        "note": "simulated radiographs; true poses known",
+        "starts": [asdict(one) | {"succeeded": one.succeeded} for one in starts],
+        "accuracy": {name: summary([one for one in meant if one.world == name]) for name in WORLDS},
+        "auroc": auroc(crossed(judged), [one.succeeded for one in judged]),
+        "rule": asdict(fit([one.evidence for one in judged], [one.succeeded for one in judged])),
+    }
+    (folder / "results.json").write_text(json.dumps(results, indent=1), encoding="utf-8")
+    for name in WORLDS:
+        path = folder / f"{name.replace(' ', '_')}.png"
+        bench.draw(path, name)
+        console.print(f"written   {path}")
+
+
+def summary(starts: Sequence[Start]) -> dict[str, float]:
+    """Figures of one volume; empty without starts."""
+    errors = [one.error for one in starts if one.error is not None]
+    if not errors:
+        return {}
+    depth = np.array([error.depth_mm for error in errors])
+    bmd = np.array([one.areal_bmd_percent for one in starts])
+    projection = np.array([error.projection_mm for error in errors])
+    return {
+        "n": len(errors),
+        "success_percent": 100.0 * float(np.mean(projection < SUCCESS_MM)),
+        "start_projection_mm_median": float(np.median([one.start.projection_mm for one in starts if one.start])),
+        "projection_mm_median": float(np.median(projection)),
+        "projection_mm_p95": float(np.quantile(projection, 0.95)),
+        "projection_mm_worst": float(projection.max()),
+        "rotation_deg_median": float(np.median([error.rotation_deg for error in errors])),
+        "in_plane_mm_median": float(np.median([error.in_plane_mm for error in errors])),
+        "depth_mm_bias": float(depth.mean()),
+        "depth_mm_sd": float(depth.std(ddof=1)) if len(depth) > 1 else math.nan,
+        "depth_mm_median_size": float(np.median(np.abs(depth))),
+        "mtre_mm_median": float(np.median([error.mtre_mm for error in errors])),
+        "areal_bmd_percent_median_size": float(np.median(np.abs(bmd))),
+        "areal_bmd_percent_worst": float(np.abs(bmd).max()),
+        "cpu_s_median": float(np.median([one.cpu_s for one in starts])),
+    }
+
+
+def accuracy_table(starts: Sequence[Start]) -> Table:
+    """Errors at the end of searches that begin within reach."""
+    table = Table(
+        "Volume",
+        title=f"One view to CT, simulated radiographs, starts uniform within {START_DEG:g} deg and {START_MM:g} mm",
+        title_justify="left",
+        caption="Success: mean projection distance below 1 mm in the object plane. Rotation to mTRE: medians; depth is bias +- SD."
+        " aBMD: change of the right femur's by the pose, median (worst). CPU: one core, median.",
+        caption_justify="left",
+    )
+    for heading in (
+        "n", "Success", "Start mm", "Projection mm (95 %, worst)", "Rotation deg", "In plane mm", "Depth mm", "mTRE mm",
+        "aBMD %", "CPU s",
+    ):  # fmt: skip
+        table.add_column(heading, justify="right", no_wrap=True)
+    for name in WORLDS:
+        s = summary([one for one in starts if one.world == name])
+        if s:
+            table.add_row(
+                name,
+                f"{s['n']:.0f}",
+                f"{s['success_percent']:.1f} %",
+                f"{s['start_projection_mm_median']:.1f}",
+                f"{s['projection_mm_median']:.3f} ({s['projection_mm_p95']:.3f}, {s['projection_mm_worst']:.3f})",
+                f"{s['rotation_deg_median']:.3f}",
+                f"{s['in_plane_mm_median']:.3f}",
+                f"{s['depth_mm_bias']:+.2f} +- {s['depth_mm_sd']:.2f}",
+                f"{s['mtre_mm_median']:.2f}",
+                f"{s['areal_bmd_percent_median_size']:.3f} ({s['areal_bmd_percent_worst']:.3f})",
+                f"{s['cpu_s_median']:.1f}",
+            )
+    return table
+
+
+def hips_table(starts: Sequence[Start]) -> Table:
+    """Errors of femora that were turned against the pelvis."""
+    table = Table(
+        "Volume",
+        title=f"Hips turned by up to {HIP_DEG:g} deg about three axes, simulated radiographs",
+        title_justify="left",
+        caption="Medians of the size of the error (worst). The clinical CT ends below the femoral neck, and only its native hip"
+        " is turned.",
+        caption_justify="left",
+    )
+    for heading in (
+        "Femora", "Pelvis mm", "Femur mm", "Rotation deg", "Flexion deg", "Abduction deg", "Internal rotation deg", "CPU s",
+    ):  # fmt: skip
+        table.add_column(heading, justify="right", no_wrap=True)
+    for name in WORLDS:
+        own = [one for one in starts if one.world == name and one.error is not None]
+        femora = [hip for one in own for hip in one.hips.values()]
+        if femora:
+            table.add_row(
+                name,
+                str(len(femora)),
+                _median_worst([one.error.projection_mm for one in own if one.error]),
+                *(_median_worst([hip[key] for hip in femora]) for key in NUMBERS),
+                f"{np.median([one.cpu_s for one in own]):.1f}",
+            )
+    return table
+
+
+def failures_table(starts: Sequence[Start]) -> Table:
+    """How poses that were found and missed are told apart."""
+    confidences = crossed(starts)
+    area = auroc(confidences, [one.succeeded for one in starts])
+    table = Table(
+        "Registration",
+        title=f"Found or missed, told by the registration itself: AUROC {area:.3f}",
+        title_justify="left",
+        caption=f"By rules fitted on the other half of the radiographs; believed from a confidence of {LEAST_CONFIDENCE:g} on."
+        " The CT of another patient, or a mirrored one, is missed by definition.",
+        caption_justify="left",
+    )
+    for heading in ("n", "Found", "Found, believed", "Missed", "Missed, believed"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for kind in KINDS:
+        seen = [
+            (one.succeeded, confidence >= LEAST_CONFIDENCE)
+            for one, confidence in zip(starts, confidences, strict=True)
+            if one.kind == kind
+        ]
+        found = sum(succeeded for succeeded, _ in seen)
+        table.add_row(
+            kind,
+            str(len(seen)),
+            str(found),
+            str(sum(succeeded and believed for succeeded, believed in seen)),
+            str(len(seen) - found),
+            str(sum(believed and not succeeded for succeeded, believed in seen)),
+        )
+    return table
+
+
+def _median_worst(values: Sequence[float]) -> str:
+    sizes = np.abs(values)
+    return f"{np.median(sizes):.2f} ({sizes.max():.2f})"
 
 
 if __name__ == "__main__":

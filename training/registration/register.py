@@ -60,9 +60,9 @@ class Plan:
     middle_sigma_mm: float = 3.0
     middle_generations: int = 16
     population: int = 14
-    fine_mm: float = 2.0
+    fine_mm: float = 2.8
     fine_iterations: int = 20
-    finest_mm: float = 1.4
+    finest_mm: float = 1.6
     finest_iterations: int = 10
     femur_generations: int = 20
     femur_sigma_mm: float = 8.0
@@ -146,6 +146,8 @@ def register(
     sides = tuple(ct.femora) if level else ()
     turns_mm = [_search_turn((middle, fine), found_mm, side, plan, seed + 2) for side in sides]
     all_mm, all_bounds = np.concatenate([found_mm, *turns_mm]), np.concatenate([bounds, *[_turn_bounds()] * len(sides)])
+    if sides:
+        all_mm, _ = refine(_jointed(fine, sides), all_mm, plan.fine_iterations, all_bounds)
     all_mm, similarity = refine(_jointed(finest, sides), all_mm, plan.finest_iterations, all_bounds)
     evidence = _evidence(_jointed(middle, sides), all_mm, spread_mm)
     turns = {side: all_mm[6 + 3 * number : 9 + 3 * number] / LEVER_MM for number, side in enumerate(sides)}
