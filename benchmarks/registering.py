@@ -32,7 +32,7 @@ from training.registration.anatomy import Bones, MovableCt, head_centre_mm, prep
 from training.registration.confidence import LEAST_CONFIDENCE, Evidence, fit
 from training.registration.joints import JointAngles, joint_angles, turn_of
 from training.registration.picture import draw_registration
-from training.registration.register import Plan, Registration, register
+from training.registration.register import Measure, Plan, Registration, register
 from training.registration.simulation import Taken, motion_of, take, with_turned_femora
 from training.simulate_dx import hips_isocentre_mm
 
@@ -51,6 +51,7 @@ STARTS = "starts.jsonl"
 HASTY = Plan(runs=2, coarse_generations=6, middle_generations=4, fine_iterations=3, finest_iterations=1)
 KINDS = ("start within 15 deg, 30 mm", "few evaluations", "start up to 45 deg, 90 mm", "another patient", "mirrored CT")
 NUMBERS = ("projection_mm", "rotation_deg", "flexion_error_deg", "abduction_error_deg", "internal_rotation_error_deg")
+WHOLE = "whole-field gradient correlation"
 HIPS = "hips turned by up to 10 deg"
 
 
@@ -98,6 +99,7 @@ def main(
         int, typer.Option(min=1, help="Registrations of each kind that is bound to fail, per volume.")
     ] = 10,
     hips: Annotated[int, typer.Option(min=0, help="Radiographs with turned hips for each volume.")] = 10,
+    whole: Annotated[int, typer.Option(min=0, help="Starts with the other measure, for each volume.")] = 10,
     folder: Annotated[Path, typer.Option("--output", "-o")] = Path("runs/registering"),
 ) -> None:
     """Register CTs to simulated radiographs from many starts; table, results.json and pictures."""
@@ -105,7 +107,7 @@ def main(
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / STARTS
     done = {(line["world"], line["kind"], line["number"]) for line in _lines(file)}
-    wanted = [key for key in _wanted(starts, failures, hips) if key not in done]
+    wanted = [key for key in _wanted(starts, failures, hips, whole) if key not in done]
     bench = Bench(data)
     with file.open("a", encoding="utf-8") as log:
         for world, kind, number in tqdm(wanted, desc="starts"):
@@ -114,9 +116,9 @@ def main(
     report(folder, bench)
 
 
-def _wanted(starts: int, failures: int, hips: int) -> list[tuple[str, str, int]]:
+def _wanted(starts: int, failures: int, hips: int, whole: int) -> list[tuple[str, str, int]]:
     """Kinds and volumes take turns by their shares, so that a run that is ended early has some of each."""
-    counts = {KINDS[0]: starts, **dict.fromkeys(KINDS[1:], failures), HIPS: hips}
+    counts = {KINDS[0]: starts, **dict.fromkeys(KINDS[1:], failures), HIPS: hips, WHOLE: whole}
     keys = [(world, kind, number) for kind, count in counts.items() for number in range(count) for world in WORLDS]
     return sorted(keys, key=lambda key: (key[2] + 0.5) / counts[key[1]])
 
@@ -133,16 +135,16 @@ class Bench:
     def run(self, name: str, kind: str, number: int) -> Start:
         """One registration, timed."""
         world, radiograph = self.world(name), number // PER_RADIOGRAPH if kind == KINDS[0] else number % PER_RADIOGRAPH
-        random = np.random.default_rng([SEED, sorted(WORLDS).index(name), [*KINDS, HIPS].index(kind), number])
+        random = np.random.default_rng([SEED, sorted(WORLDS).index(name), [*KINDS, HIPS, WHOLE].index(kind), number])
         taken = self.taken(name, radiograph, kind == HIPS)
         ct = self.movable(name, {"another patient": "other", "mirrored CT": "mirrored", HIPS: "hips"}.get(kind, "own"))
         far = kind == "start up to 45 deg, 90 mm"
         start = self._start(world, ct, taken, random, (FAR_DEG, FAR_MM) if far else (START_DEG, START_MM))
-        plan = HASTY if kind == "few evaluations" else Plan()
+        plan = {"few evaluations": HASTY, WHOLE: Plan(measure=Measure.WHOLE)}.get(kind, Plan())
         begun = time.process_time()
         found = register(ct, taken.image, taken.beam, starts=start, plan=plan, seed=number)
         cpu_s = time.process_time() - begun
-        right = kind in KINDS[:3] or kind == HIPS
+        right = kind not in KINDS[3:]
         before = pose_error(motion_of(start, ct.centre_mm), taken.patient_from_ct, ct.pelvis_points_mm, taken.beam)
         after = pose_error(found.patient_from_ct, taken.patient_from_ct, ct.pelvis_points_mm, taken.beam)
         bmd, area = _density_change(world, ct, found, taken) if right and kind != HIPS else (math.nan, math.nan)
@@ -335,7 +337,9 @@ def report(folder: Path, bench: Bench) -> None:
     meant = [one for one in starts if one.kind == KINDS[0]]
     turned = [one for one in starts if one.kind == HIPS]
     judged = [one for one in starts if one.kind in KINDS]
-    console.print(accuracy_table(meant), hips_table(turned), failures_table(judged))
+    console.print(accuracy_table(meant, f"starts uniform within {START_DEG:g} deg and {START_MM:g} mm"))
+    console.print(accuracy_table([one for one in starts if one.kind == WHOLE], WHOLE))
+    console.print(hips_table(turned), failures_table(judged))
     results = {
         "note": "simulated radiographs; true poses known",
         "starts": [asdict(one) | {"succeeded": one.succeeded} for one in starts],
@@ -377,11 +381,11 @@ def summary(starts: Sequence[Start]) -> dict[str, float]:
     }
 
 
-def accuracy_table(starts: Sequence[Start]) -> Table:
+def accuracy_table(starts: Sequence[Start], what: str) -> Table:
     """Errors at the end of searches that begin within reach."""
     table = Table(
         "Volume",
-        title=f"One view to CT, simulated radiographs, starts uniform within {START_DEG:g} deg and {START_MM:g} mm",
+        title=f"One view to CT, simulated radiographs, {what}",
         title_justify="left",
         caption="Success: mean projection distance below 1 mm in the object plane. Rotation to mTRE: medians; depth is bias +- SD."
         " aBMD: change of the right femur's by the pose, median (worst). CPU: one core, median.",

@@ -53,7 +53,8 @@ def small_patient() -> tuple[CtVolume, Bones]:
         lateral = np.sign(head[0])
         offset = (p - head) * [lateral, 1, 1]
         shaft = (np.hypot(offset[..., 0] - 22, offset[..., 1] + 6) < 13) & (offset[..., 2] < -12)
-        femora[side] = (from_heads[side] < 23) | shaft
+        trochanter = np.linalg.norm(offset - [36, 16, -6], axis=-1) < 17
+        femora[side] = (from_heads[side] < 23) | shaft | trochanter
     texture = gaussian_filter(np.random.default_rng(0).standard_normal(SHAPE), 1.0)
     hu[pelvis] = 500
     hu[np.any(list(femora.values()), axis=0)] = 700
@@ -259,6 +260,9 @@ def test_a_displaced_patient_with_a_turned_hip_is_found(patient: tuple[CtVolume,
     assert error.rotation_deg < 1.5
     assert found.femora[Side.LEFT].angles.abduction_deg == pytest.approx(8.0, abs=1.5)
     assert found.femora[Side.RIGHT].angles.abduction_deg == pytest.approx(0.0, abs=1.5)
+    shaft = head + np.array([[22.0, -6.0, -15.0], [22.0, -6.0, -85.0]])
+    true = motion_of(LYING, movable.centre_mm) @ motion
+    assert projection_distance_mm(found.femora[Side.LEFT].patient_from_ct, true, shaft, BEAM) < 1.0
 
 
 def test_images_and_masks_that_do_not_fit_are_refused(patient: tuple[CtVolume, Bones], movable: MovableCt) -> None:

@@ -12,7 +12,7 @@ from scipy.optimize import minimize
 class Evidence:
     """What tells a pose that was found from one that was missed.
 
-    Likenesses are those on the middle grid, which noise and the maker's processing hardly touch.
+    Likenesses are `PatchCorrelation` on the middle grid, which noise and the maker's processing hardly touch.
     """
 
     similarity: float

@@ -7,6 +7,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from enum import StrEnum
 
 import numpy as np
 import torch
@@ -23,7 +24,7 @@ from training.registration.confidence import SHIPPED, Evidence, failure
 from training.registration.joints import LIMITS_DEG, JointAngles, joint_angles
 from training.registration.scene import Scene, make_scene, part
 from training.registration.search import LEVER_MM, Likeness, evolve, refine
-from training.registration.similarity import PatchCorrelation, Similarity
+from training.registration.similarity import GradientCorrelation, PatchCorrelation, Similarity
 
 PATCH_MM = 30.0
 """Side of a patch in the object plane; assumption, about a femoral neck."""
@@ -45,10 +46,20 @@ class UnusableRadiograph(DicomNodeError, ValueError):
     """An image cannot be registered to; the message says why, and what to do."""
 
 
+class Measure(StrEnum):
+    """What is maximised."""
+
+    PATCHES = "patches"
+    """`PatchCorrelation`."""
+    WHOLE = "whole"
+    """`GradientCorrelation`."""
+
+
 @dataclass(frozen=True)
 class Plan:
     """How much is searched. Resolutions are of voxels, and of pixels in the object plane."""
 
+    measure: Measure = Measure.PATCHES
     runs: int = 3
     """Searches from each start."""
     kept: int = 2
@@ -91,7 +102,7 @@ class Registration:
     """4 x 4, the pelvis's motion from the CT to the frame of the beam: `pose` as a matrix."""
     femora: Mapping[Side, FemurPose]
     similarity: float
-    """`PatchCorrelation` of radiograph and projection, at most 1."""
+    """What was maximised, of radiograph and projection on the finest grid; at most 1."""
     evidence: Evidence
     confidence: float
     """0..1, that the mean projection distance is below 1 mm, as calibrated on simulated radiographs."""
@@ -134,29 +145,41 @@ def register(
     begun_mm = np.repeat(begun / UNITS, plan.runs, axis=0)
     bounds = np.stack([begun_mm.min(axis=0) - REACH_MM, begun_mm.max(axis=0) + REACH_MM], axis=1)
     ends, values = evolve(
-        _rigid(coarse), begun_mm, plan.coarse_sigma_mm, plan.coarse_generations, plan.population, bounds, seed
+        _rigid(coarse, plan.measure),
+        begun_mm,
+        plan.coarse_sigma_mm,
+        plan.coarse_generations,
+        plan.population,
+        bounds,
+        seed,
     )
     kept = ends[np.argsort(-values)[: plan.kept]]
     ends, values = evolve(
-        _rigid(middle), kept, plan.middle_sigma_mm, plan.middle_generations, plan.population, bounds, seed + 1
+        _rigid(middle, plan.measure),
+        kept,
+        plan.middle_sigma_mm,
+        plan.middle_generations,
+        plan.population,
+        bounds,
+        seed + 1,
     )
     spread_mm = _spread_mm(ends, ct, beam)
-    found_mm, _ = refine(_rigid(fine), ends[values.argmax()], plan.fine_iterations, bounds)
+    found_mm, _ = refine(_rigid(fine, plan.measure), ends[values.argmax()], plan.fine_iterations, bounds)
     level = np.linalg.norm(found_mm[:3]) <= LEVEL_RAD * LEVER_MM
     sides = tuple(ct.femora) if level else ()
     turns_mm = [_search_turn((middle, fine), found_mm, side, plan, seed + 2) for side in sides]
     all_mm, all_bounds = np.concatenate([found_mm, *turns_mm]), np.concatenate([bounds, *[_turn_bounds()] * len(sides)])
     if sides:
-        all_mm, _ = refine(_jointed(fine, sides), all_mm, plan.fine_iterations, all_bounds)
-    all_mm, similarity = refine(_jointed(finest, sides), all_mm, plan.finest_iterations, all_bounds)
-    evidence = _evidence(_jointed(middle, sides), all_mm, spread_mm)
+        all_mm, _ = refine(_jointed(fine, sides, plan.measure), all_mm, plan.fine_iterations, all_bounds)
+    all_mm, similarity = refine(_jointed(finest, sides, plan.measure), all_mm, plan.finest_iterations, all_bounds)
+    evidence = _evidence(_jointed(middle, sides, Measure.PATCHES), all_mm, spread_mm)
     turns = {side: all_mm[6 + 3 * number : 9 + 3 * number] / LEVER_MM for number, side in enumerate(sides)}
     return _result(ct, all_mm[:6] * UNITS, turns, similarity, evidence)
 
 
-def _rigid(scene: Scene) -> Likeness:
+def _rigid(scene: Scene, measure: Measure) -> Likeness:
     """Likeness by parameters (b, 6) in mm of the patient as one body."""
-    similarity = _similarity(scene)
+    similarity = _similarity(scene, measure)
 
     def likeness(parameters: Tensor) -> Tensor:
         poses, too_far = _poses(parameters.to(scene.image.device))
@@ -177,7 +200,9 @@ def _held(turns: Tensor, most_rad: float) -> tuple[Tensor, Tensor]:
     return turns * (most_rad / angles).clamp_max(1.0), (angles[:, 0] / most_rad - 1.0).clamp_min(0.0)
 
 
-def _similarity(scene: Scene) -> Similarity:
+def _similarity(scene: Scene, measure: Measure) -> Similarity:
+    if measure is Measure.WHOLE:
+        return GradientCorrelation.of(scene.image, scene.mask)
     object_mm = scene.beam.detector_spacing_mm[1] * float(detector_depths(scene.centre_mm, scene.beam))
     return PatchCorrelation.of(scene.image, scene.mask, max(LEAST_PATCH_PX, round(PATCH_MM / object_mm)))
 
@@ -186,14 +211,13 @@ def _search_turn(
     scenes: tuple[Scene, Scene], pelvis_mm: NDArray[np.float64], side: Side, plan: Plan, seed: int
 ) -> NDArray[np.float64]:
     """(3,) turn in mm of arc of one femur, all else held still: CMA-ES on the coarser scene, gradient on the finer."""
-    searched, climbed = (_turned(scene, pelvis_mm, side) for scene in scenes)
+    searched, climbed = (_turned(scene, pelvis_mm, side, plan.measure) for scene in scenes)
     if searched is None or climbed is None:
         return np.zeros(3)
     bounds = _turn_bounds()
-    ends, _ = evolve(
-        searched, np.zeros((1, 3)), plan.femur_sigma_mm, plan.femur_generations, plan.population, bounds, seed
-    )
-    return refine(climbed, ends[0], plan.fine_iterations, bounds)[0]
+    starts = np.zeros((plan.runs, 3))
+    ends, values = evolve(searched, starts, plan.femur_sigma_mm, plan.femur_generations, plan.population, bounds, seed)
+    return refine(climbed, ends[values.argmax()], plan.fine_iterations, bounds)[0]
 
 
 def _turn_bounds() -> NDArray[np.float64]:
@@ -202,7 +226,7 @@ def _turn_bounds() -> NDArray[np.float64]:
     return np.stack([-limits, limits], axis=1)
 
 
-def _turned(scene: Scene, pelvis_mm: NDArray[np.float64], side: Side) -> Likeness | None:
+def _turned(scene: Scene, pelvis_mm: NDArray[np.float64], side: Side, measure: Measure) -> Likeness | None:
     """Likeness by the turn of one femur where it is seen; None where too little of it is."""
     pose = _poses(torch.from_numpy(pelvis_mm)[None])[0].to(scene.image.device)
     motion = patient_from_unmoved(pose, scene.centre_mm)
@@ -212,7 +236,7 @@ def _turned(scene: Scene, pelvis_mm: NDArray[np.float64], side: Side) -> Likenes
     near = part(scene, window)
     with torch.no_grad():
         still = near.rigid(pose) - near.femur(side, motion, torch.zeros_like(pose[:, :3]))
-    similarity = _similarity(near)
+    similarity = _similarity(near, measure)
 
     def likeness(turns_mm: Tensor) -> Tensor:
         turns, too_far = _held(turns_mm.to(motion) / LEVER_MM, HIP_MOST_RAD)
@@ -236,11 +260,11 @@ def _footprint(scene: Scene, side: Side, motion: Tensor) -> tuple[int, int, int,
     return int(low[0]), int(high[0]), int(low[1]), int(high[1])
 
 
-def _jointed(scene: Scene, sides: tuple[Side, ...]) -> Likeness:
+def _jointed(scene: Scene, sides: tuple[Side, ...], measure: Measure) -> Likeness:
     """Likeness by pelvis (6,) and the turn (3,) of each femur one after the other, in mm."""
     if not sides:
-        return _rigid(scene)
-    similarity = _similarity(scene)
+        return _rigid(scene, measure)
+    similarity = _similarity(scene, measure)
 
     def likeness(parameters: Tensor) -> Tensor:
         parameters = parameters.to(scene.image.device)
