@@ -362,7 +362,7 @@ def test_the_shipped_configuration_is_sound() -> None:
         ("samples = 6", "samples = 0", "inference.samples: expected at least 1"),
         ("voxel_mm = 3.5", "voxel_cm = 3.5", "network: unknown key 'voxel_cm'"),
         ("count = 6 ", "count = 0 ", "atlas.count: expected at least 1"),
-        ("steps = 400", "", "training: .*steps"),
+        ("steps = 240", "", "training: .*steps"),
     ],
 )
 def test_a_wrong_setting_is_named_with_its_place(tmp_path: Path, old: str, new: str, message: str) -> None:

@@ -30,9 +30,9 @@ class LabelledCt:
 
 
 def hip_box(subject: Subject, side: Side) -> Box:
-    """One hip: 21 cm wide, deep and high, a little less than a window of the shipped configuration."""
+    """One hip: 19 cm wide, deep and high, a little less than a window of the shipped configuration."""
     x = subject.pelvis.half_width_mm * (1 if side is Side.LEFT else -1)
-    return (x - 105, -100.0, -110.0), (x + 105, 110.0, 100.0)
+    return (x - 95, -90.0, -100.0), (x + 95, 100.0, 90.0)
 
 
 def labelled_ct(
@@ -150,13 +150,13 @@ def hip_case(tissues: Tissues, subject: Subject, spoil: str, random: np.random.G
     """One hip of a phantom, spoilt in one of the ways of `SPOILS`, by how much is drawn."""
     side = Side.LEFT if random.random() < 0.5 else Side.RIGHT
     case = SPOILS[spoil](Spoilt(tissues, hip_box(subject, side), draw_scanner(random)), random)
-    in_plane = float(random.uniform(1.2, 3))
-    spacing_mm = (in_plane, in_plane, float(random.uniform(1.2, 3)))
+    in_plane = float(random.uniform(2, 3))
+    spacing_mm = (in_plane, in_plane, float(random.uniform(2, 3)))
     return labelled_ct(case.tissues, subject, case.box, spacing_mm, case.scanner, random)
 
 
 def pelvis_case(tissues: Tissues, subject: Subject, random: np.random.Generator) -> LabelledCt:
-    """Both hips of a phantom, as a scanner of `draw_scanner` shows them, with voxels of 1.5 to 3 mm."""
-    in_plane = float(random.uniform(1.5, 3))
-    spacing_mm = (in_plane, in_plane, float(random.uniform(1.5, 3)))
+    """Both hips of a phantom, as a scanner of `draw_scanner` shows them, with voxels of 2 to 3 mm."""
+    in_plane = float(random.uniform(2, 3))
+    spacing_mm = (in_plane, in_plane, float(random.uniform(2, 3)))
     return labelled_ct(tissues, subject, PELVIS, spacing_mm, draw_scanner(random), random)

@@ -8,7 +8,6 @@ import torch
 from monai.inferers.inferer import SlidingWindowInferer
 from numpy.typing import NDArray
 from scipy import ndimage
-from tqdm import tqdm
 
 from training.anatomy.ct import AIR_HU, CtVolume
 from training.anatomy.labels import LabelMap
@@ -47,7 +46,7 @@ def segment(ct: CtVolume, model: SegmentationModel, seed: int = 0, progress: boo
 
     Args:
         seed: of the dropout.
-        progress: show a bar over the samples.
+        progress: show a bar over the windows.
     """
     hu, patient_from_grid = to_grid(ct, model.run.network.voxel_mm)
     mean, variance = sample_probabilities(hu, model, seed, progress)
@@ -95,30 +94,26 @@ def sample_probabilities(
 
     Source: Hiasa 2019, doi:10.1109/TMI.2019.2940555 (sampling by dropout).
     """
-    settings = model.run.inference
+    samples, patch = model.run.inference.samples, model.run.training.patch
     device = next(model.network.parameters()).device
-    patch = model.run.training.patch
+    # All samples of a window go through the network as one batch, each with its own dropout.
     window: Any = SlidingWindowInferer(
-        (patch, patch, patch), overlap=settings.overlap, mode="gaussian", padding_mode="replicate", device="cpu"
+        (patch, patch, patch),
+        sw_batch_size=samples,
+        overlap=model.run.inference.overlap,
+        mode="gaussian",
+        padding_mode="replicate",
+        device="cpu",
+        progress=progress,
     )
-    image = network_input(hu)[None].to(device)
-    total = torch.zeros((CLASSES, *hu.shape))
-    squares = torch.zeros((CLASSES, *hu.shape))
-    with (
-        torch.random.fork_rng([device] if device.type == "cuda" else []),
-        dropout_on(model.network),
-        torch.inference_mode(),
-    ):
+    image = network_input(hu)[None].expand(samples, -1, -1, -1, -1).to(device)
+    devices = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices), dropout_on(model.network), torch.inference_mode():
         torch.manual_seed(seed)
-        for _ in tqdm(range(settings.samples), desc="samples", disable=not progress):
-            with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-                logits = window(image, model.network)
-            probabilities = logits[0].float().softmax(dim=0).cpu()
-            total += probabilities
-            squares += probabilities.square()
-    mean = total / settings.samples
-    variance = (squares / settings.samples - mean.square()).clamp_min(0)
-    return mean.numpy(), variance.numpy()
+        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+            logits = window(image, model.network)
+        probabilities = logits.float().softmax(dim=1)
+    return probabilities.mean(dim=0).numpy(), probabilities.var(dim=0, correction=0).numpy()
 
 
 def _surroundings(values: NDArray[np.uint8]) -> dict[int, NDArray[np.bool_]]:
