@@ -64,11 +64,7 @@ def load_run(path: Path) -> RunConfiguration:
     Raises:
         ConfigurationError: unreadable, or a key is missing or unknown; the message names its place.
     """
-    try:
-        document = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, tomllib.TOMLDecodeError) as error:
-        raise ConfigurationError(f"{path} is no readable TOML file: {error}") from error
-    run: RunConfiguration = _build(RunConfiguration, document, str(path))
+    run: RunConfiguration = read_frozen(path, RunConfiguration)
     if not 0 < run.split.validation + run.split.test < 1:
         raise ConfigurationError(f"{path}: split.validation + split.test must lie between 0 and 1")
     for name, network in (("decomposer", run.decomposer), ("locator", run.locator)):
@@ -79,7 +75,25 @@ def load_run(path: Path) -> RunConfiguration:
     return run
 
 
-def _build(kind: type[Any], document: dict[str, Any], place: str) -> Any:
+def read_frozen(path: Path, kind: type[Any]) -> Any:
+    """Read a TOML file into a tree of frozen dataclasses, one per table; the caller checks the values.
+
+    Raises:
+        ConfigurationError: unreadable, or a key is missing or unknown; the message names its place.
+    """
+    try:
+        document = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, tomllib.TOMLDecodeError) as error:
+        raise ConfigurationError(f"{path} is no readable TOML file: {error}") from error
+    return build_frozen(kind, document, str(path))
+
+
+def build_frozen(kind: type[Any], document: dict[str, Any], place: str) -> Any:
+    """Fill a tree of frozen dataclasses from nested tables.
+
+    Raises:
+        ConfigurationError: a key is missing or unknown; the message begins with `place`.
+    """
     known = {field.name: field for field in fields(kind)}
     unknown = document.keys() - known.keys()
     if unknown:
@@ -88,7 +102,7 @@ def _build(kind: type[Any], document: dict[str, Any], place: str) -> Any:
     for name, value in document.items():
         wanted = known[name].type
         if isinstance(wanted, type) and is_dataclass(wanted):
-            values[name] = _build(wanted, value, f"{place}: {name}")
+            values[name] = build_frozen(wanted, value, f"{place}: {name}")
         else:
             values[name] = tuple(value) if isinstance(value, list) else value
     try:

@@ -8,6 +8,7 @@ struts, blended; left and right mirror each other, each socket has its own femor
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from enum import IntEnum
 
 import numpy as np
 from numba import njit
@@ -28,6 +29,16 @@ SOFTENING = 1.3
 """Edges run over this many voxels: thin walls that are seen along their plane would show the grid otherwise."""
 BLOCK = 4
 """Voxels per edge of the blocks that are tested once before their voxels are looked at."""
+
+
+class PelvisPart(IntEnum):
+    """Which bone of the pelvis a voxel belongs to."""
+
+    NONE = 0
+    HIP_BONE = 1
+    SACRUM = 2
+    """With the coccyx."""
+    LUMBAR = 3
 
 
 @dataclass(frozen=True)
@@ -357,3 +368,62 @@ def pelvis_volumes(
         fine,
     )
     return mineral, volume, origin
+
+
+@njit(cache=True)
+def _fill_parts(
+    parts: NDArray[np.uint8],
+    volume: NDArray[np.float32],
+    origin: NDArray[np.float64],
+    voxel: float,
+    p: NDArray[np.float64],
+    hip_corners: NDArray[np.float64],
+    hip_balls: NDArray[np.float64],
+    mid_corners: NDArray[np.float64],
+    mid_balls: NDArray[np.float64],
+) -> None:
+    nz, ny, nx = parts.shape
+    hips, mids = np.arange(hip_balls.shape[0]), np.arange(mid_balls.shape[0])
+    top = 110.0 * p[1]
+    for k in range(nz):
+        for j in range(ny):
+            for i in range(nx):
+                if volume[k, j, i] == 0.0:
+                    continue
+                x, y, z = origin[0] + i * voxel, origin[1] + j * voxel, origin[2] + k * voxel
+                bone, middle = _distances(
+                    x, y, z, p, hip_corners, hip_balls, hips, len(hips), mid_corners, mid_balls, mids, len(mids)
+                )
+                sacrum = _skeleton(abs(x), y, z, mid_corners, mid_balls, mids, len(mids), 7.0)
+                if bone < middle:
+                    parts[k, j, i] = 1
+                elif sacrum <= middle + 1e-6 or z <= top + 5.0 or middle > 2.0 * voxel:
+                    parts[k, j, i] = 2
+                else:
+                    parts[k, j, i] = 3
+
+
+def pelvis_parts(
+    shape: PelvisShape, volume: NDArray[np.float32], origin_mm: NDArray[np.float64], voxel_mm: float = VOXEL_MM
+) -> NDArray[np.uint8]:
+    """Tell the bones of a pelvis apart: (z, y, x) `PelvisPart` of each voxel that holds bone.
+
+    Args:
+        volume: (z, y, x) of `pelvis_volumes`, 0 where there is no bone.
+        origin_mm: (x, y, z) of its grid in the pelvis frame.
+    """
+    parts = np.zeros(volume.shape, np.uint8)
+    parameters = np.array(
+        [shape.half_width_mm, shape.height_scale, shape.depth_scale, *shape.head_radii_mm, shape.joint_space_mm]
+    )
+    hip, middle = _scaled(_VERTICES, shape), _scaled(_SACRUM_VERTICES, shape)
+    _fill_parts(
+        parts,
+        volume,
+        origin_mm,
+        voxel_mm,
+        parameters,
+        *_plates(hip, _PLATES),
+        *_plates(middle, _SACRUM_PLATES),
+    )
+    return parts

@@ -1,0 +1,381 @@
+"""Segmentation of CT: the phantom's CT, the network's inference, sides, quality, files and settings."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from dicomnode.domain.radiograph import Side
+from dicomnode.errors import BundleError, ConfigurationError
+from training.anatomy.ct import CtVolume
+from training.anatomy.labels import LabelMap, label_map, read_labels
+from training.anatomy.pelvis import PelvisPart, pelvis_parts, pelvis_volumes
+from training.anatomy.phantom import Phantom, make_phantom
+from training.anatomy.population import draw_subject
+from training.config import SplitConfiguration
+from training.segmentation.cli import write_labels
+from training.segmentation.config import (
+    AtlasConfiguration,
+    InferenceConfiguration,
+    NetworkConfiguration,
+    PhantomsConfiguration,
+    SegmentationRun,
+    TrainingConfiguration,
+    load_segmentation,
+)
+from training.segmentation.library import draw_example, load_tissues, make_library, phantom_file
+from training.segmentation.model import SegmentationModel, load_model, save_model
+from training.segmentation.network import CLASSES, build_network, network_input
+from training.segmentation.phantom_ct import hip_box, hip_case, labelled_ct
+from training.segmentation.predict import sample_probabilities, segment, to_grid
+from training.segmentation.quality import QualityLine, auroc, dice_coefficient, fit_quality
+from training.segmentation.scanner import Scanner
+from training.segmentation.structures import NAMES, with_sides
+from training.segmentation.tissues import (
+    SATURATED_HU,
+    Tissue,
+    Tissues,
+    hu_of_tissues,
+    label_values,
+    packed,
+    streaks,
+    tissues_of,
+    unpacked,
+)
+from training.segmentation.train import train
+
+CONFIGURATION = Path(__file__).resolve().parents[2] / "conf" / "training" / "segmentation.toml"
+RUN = SegmentationRun(
+    name="tiny",
+    version="0",
+    seed=1,
+    phantoms=PhantomsConfiguration(count=1, seed=1),
+    split=SplitConfiguration(0.0, 0.1),
+    network=NetworkConfiguration(voxel_mm=6.0, channels=(8, 8), residual_units=1, dropout=0.3),
+    training=TrainingConfiguration(patch=16, steps=2, batch=2, learning_rate=1e-3),
+    inference=InferenceConfiguration(samples=3, overlap=0.25, least_dice=0.9),
+)
+LINE = QualityLine((0.0, 0.1), (1.0, 0.5))
+
+
+@pytest.fixture(scope="module")
+def phantom() -> Phantom:
+    """A person without metal."""
+    subject = draw_subject(1, 3)
+    right, left = (replace(hip, implant=None) for hip in subject.hips)
+    return make_phantom(replace(subject, hips=(right, left)))
+
+
+@pytest.fixture(scope="module")
+def tissues(phantom: Phantom) -> Tissues:
+    return tissues_of(phantom)
+
+
+def at(tissues: Tissues, volume: NDArray[np.float32], point_mm: NDArray[np.float64]) -> float:
+    x, y, z = np.rint((np.linalg.inv(tissues.patient_from_voxel) @ [*point_mm, 1])[:3]).astype(int)
+    return float(volume[z, y, x])
+
+
+def tiny_model(dropout: float = 0.3, network: nn.Module | None = None) -> SegmentationModel:
+    torch.manual_seed(0)
+    run = replace(RUN, network=replace(RUN.network, dropout=dropout))
+    return SegmentationModel(run, (network or build_network(run.network)).eval(), LINE)
+
+
+def one_voxel(**shares: float) -> float:
+    values = np.zeros((len(Tissue), 1, 1, 1), np.float32)
+    for name, share in shares.items():
+        values[Tissue[name.upper()]] = share
+    return float(hu_of_tissues(values)[0, 0, 0])
+
+
+def test_tissues_have_their_hounsfield_units() -> None:
+    assert one_voxel() == -1000
+    assert 35 < one_voxel(muscle=1.05) < 70
+    assert -130 < one_voxel(adipose=0.95) < -70
+    assert 1200 < one_voxel(femur=1, mineral=1.08) < 2000  # ICRU's cortical bone
+    assert -110 < one_voxel(femur=1) < 0  # marrow alone
+    assert one_voxel(femur=1, metal=1) == SATURATED_HU
+
+
+def test_marrow_is_the_mean_of_its_two_kinds() -> None:
+    """Hounsfield units are linear in what fills a voxel."""
+    marrow = np.zeros((len(Tissue), 1, 1, 1), np.float32)
+    marrow[Tissue.HIP] = 1
+    red, mixed, yellow = (float(hu_of_tissues(marrow, yellow_marrow=share)[0, 0, 0]) for share in (0.0, 0.5, 1.0))
+    assert mixed == pytest.approx((red + yellow) / 2, abs=0.01)
+    assert yellow < red
+
+
+def test_bones_lie_where_their_landmarks_are(phantom: Phantom, tissues: Tissues) -> None:
+    hu, classes = hu_of_tissues(tissues.shares), label_values(tissues.shares)
+    for points in phantom.landmarks.values():
+        assert at(tissues, classes, points.head_centre) == 1
+        assert at(tissues, hu, points.head_centre) > 100  # spongy bone
+        assert at(tissues, hu, points.shaft_distal) < 300  # marrow cavity
+    assert at(tissues, hu, np.array([0.0, -170.0, 280.0])) == -1000
+
+
+def test_bone_keeps_its_volume_on_the_grid(phantom: Phantom, tissues: Tissues) -> None:
+    lowest = tissues.patient_from_voxel[2, 3]
+    for name, low_half in (("right_femur", True), ("left_femur", False)):
+        (volume,) = (s for s in phantom.structures if s.name == f"{name}_volume")
+        index = np.argwhere(volume.values > 0)
+        z = index[:, ::-1] @ volume.patient_from_voxel[2, :3] + volume.patient_from_voxel[2, 3]
+        kept = z > lowest
+        expected = volume.values[tuple(index[kept].T)].sum() * abs(np.linalg.det(volume.patient_from_voxel[:3, :3]))
+        half = tissues.shares[Tissue.FEMUR][:, :, : tissues.shares.shape[3] // 2] if low_half else None
+        half = tissues.shares[Tissue.FEMUR][:, :, tissues.shares.shape[3] // 2 :] if half is None else half
+        assert float(half.sum()) * 2.5**3 == pytest.approx(expected, rel=0.01)
+
+
+def test_hip_bones_are_to_both_sides_of_the_sacrum() -> None:
+    subject = draw_subject(1, 0)
+    _, volume, origin = pelvis_volumes(subject.pelvis, subject.pelvis_quality, 1, voxel_mm=4.0)
+    parts = pelvis_parts(subject.pelvis, volume, origin, voxel_mm=4.0)
+    assert ((parts != PelvisPart.NONE) == (volume > 0)).all()
+    x = origin[0] + 4.0 * np.arange(volume.shape[2])
+    z = origin[2] + 4.0 * np.arange(volume.shape[0])
+    sacrum, hips, spine = (parts == part for part in (PelvisPart.SACRUM, PelvisPart.HIP_BONE, PelvisPart.LUMBAR))
+    assert np.abs(x[sacrum.any(axis=(0, 1))]).max() < 65
+    assert np.abs(x[hips.any(axis=(0, 1))]).max() > 100
+    assert z[spine.any(axis=(1, 2))].min() > 110 * subject.pelvis.height_scale
+    assert sacrum.sum() * 0.064 > 80  # cm3
+
+
+def test_packing_loses_less_than_a_grey_level(tissues: Tissues) -> None:
+    again = unpacked(packed(tissues))
+    assert np.abs(hu_of_tissues(again) - hu_of_tissues(tissues.shares)).max() < 25
+    assert (label_values(again) == label_values(tissues.shares)).mean() > 0.9999
+
+
+def test_streaks_come_from_metal_alone() -> None:
+    metal = np.zeros((6, 40, 60), np.float32)
+    assert not streaks(metal, np.random.default_rng(0)).any()
+    metal[2:4, 18:22, 20:24] = metal[2:4, 18:22, 40:44] = 1
+    found = streaks(metal, np.random.default_rng(0))
+    assert not found[0].any()
+    assert found[2, 18:22, 27:37].mean() < -0.1  # the dark band between two pieces
+    assert np.abs(found).max() <= 1
+
+
+def test_a_scan_has_truth_on_its_own_grid_and_sides_of_the_patient(phantom: Phantom, tissues: Tissues) -> None:
+    random = np.random.default_rng(0)
+    for side, value in ((Side.RIGHT, 1), (Side.LEFT, 2)):
+        box = hip_box(phantom.subject, side)
+        scanned = labelled_ct(tissues, phantom.subject, box, (3.0, 3.0, 4.0), Scanner(), random)
+        assert scanned.ct.hu.shape == scanned.truth.values.shape
+        assert (scanned.truth.values == value).sum() * 0.036 > 50
+        x, y, z = np.rint(
+            (np.linalg.inv(scanned.ct.patient_from_voxel) @ [*phantom.landmarks[side].head_centre, 1])[:3]
+        )
+        assert scanned.truth.values[int(z), int(y), int(x)] == value
+        label_map(scanned.truth.values, NAMES, scanned.truth.patient_from_voxel)  # whose check of sides passes
+
+
+def test_sides_are_told_by_geometry_alone(phantom: Phantom, tissues: Tissues) -> None:
+    named = with_sides(label_values(tissues.shares), tissues.patient_from_voxel)
+    assert at(tissues, named, phantom.landmarks[Side.RIGHT].head_centre) == 1
+    assert at(tissues, named, phantom.landmarks[Side.LEFT].head_centre) == 2
+    assert {int(value) for value in np.unique(named)} == {0, *NAMES}
+
+
+def test_a_mirrored_patient_has_mirrored_sides(tissues: Tissues) -> None:
+    classes = label_values(tissues.shares)
+    named = with_sides(classes, tissues.patient_from_voxel)
+    mirrored = with_sides(np.ascontiguousarray(classes[:, :, ::-1]), tissues.patient_from_voxel)
+    swapped = np.array([0, 2, 1, 4, 3, 5], np.uint8)[named][:, :, ::-1]
+    assert (mirrored == swapped).mean() > 0.9995
+
+
+@pytest.mark.parametrize("side", [Side.RIGHT, Side.LEFT])
+def test_one_hip_alone_has_its_side(tissues: Tissues, side: Side) -> None:
+    classes = label_values(tissues.shares).copy()
+    half = classes.shape[2] // 2
+    if side is Side.RIGHT:
+        classes[:, :, half - 8 :] = 0
+    else:
+        classes[:, :, : half + 8] = 0
+    classes[classes == 3] = 0
+    named = with_sides(classes, tissues.patient_from_voxel)
+    assert set(np.unique(named)) == ({0, 1, 3} if side is Side.RIGHT else {0, 2, 4})
+
+
+def test_crumbs_are_no_structure() -> None:
+    classes = np.zeros((20, 20, 20), np.uint8)
+    classes[2:4, 2:4, 2:4] = 1
+    assert not with_sides(classes, np.diag([3.0, 3, 3, 1])).any()
+
+
+def test_a_sliding_window_equals_the_whole_volume_for_a_pointwise_network() -> None:
+    model = tiny_model(network=nn.Conv3d(2, CLASSES, 1))
+    hu = np.random.default_rng(0).uniform(-500, 800, (20, 37, 25)).astype(np.float32)
+    mean, variance = sample_probabilities(hu, model, seed=0)
+    whole = model.network(network_input(hu)[None])[0].softmax(dim=0).detach().numpy()
+    assert np.abs(mean - whole).max() < 1e-5
+    assert variance.max() < 1e-6
+
+
+def test_uncertainty_is_zero_without_dropout_and_grows_with_it() -> None:
+    hu = np.random.default_rng(0).uniform(-500, 800, (16, 16, 16)).astype(np.float32)
+    spread = [float(sample_probabilities(hu, tiny_model(share), seed=0)[1].mean()) for share in (0.0, 0.1, 0.5)]
+    assert spread[0] < 1e-7
+    assert spread[0] < spread[1] < spread[2]
+
+
+def test_the_same_seed_gives_the_same_uncertainty() -> None:
+    hu = np.random.default_rng(0).uniform(-500, 800, (16, 16, 16)).astype(np.float32)
+    first, second = (sample_probabilities(hu, tiny_model(), seed=5)[1] for _ in range(2))
+    assert (first == second).all()
+
+
+def test_resampling_keeps_places_whatever_the_ct_axes() -> None:
+    """A ball at a known place, in a CT whose x axis runs to the right and whose slices are thick."""
+    matrix = np.array([[-1.2, 0, 0, 60], [0, 1.5, 0, -40], [0, 0, 3.0, 10], [0, 0, 0, 1]], float)
+    z, y, x = np.indices((30, 60, 100))
+    points = np.stack([x, y, z], axis=-1) @ matrix[:3, :3].T + matrix[:3, 3]
+    ball = (np.linalg.norm(points - [10.0, 5.0, 50.0], axis=-1) < 20).astype(np.float32)
+    hu, patient_from_grid = to_grid(CtVolume(ball * 1000, matrix), 3.5)
+    inside = np.argwhere(hu > 500)[:, ::-1]
+    centre = (inside @ patient_from_grid[:3, :3].T + patient_from_grid[:3, 3]).mean(axis=0)
+    assert np.abs(centre - [10, 5, 50]).max() < 0.6
+    assert len(inside) * 3.5**3 == pytest.approx(4 / 3 * np.pi * 20**3, rel=0.06)
+
+
+class _Threshold(nn.Module):
+    """Calls everything above 375 HU a hip bone, half-way between what the test has."""
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        logits = torch.zeros((len(image), CLASSES, *image.shape[2:]))
+        logits[:, 2] = (image[:, 1] - (2 * (375 + 1000) / 3000 - 1)) * 6
+        return logits
+
+
+def test_a_label_map_comes_back_on_the_ct_grid_and_from_its_file(tmp_path: Path) -> None:
+    matrix = np.array([[-1.5, 0, 0, 60], [0, -1.5, 0, 40], [0, 0, 2.0, 10], [0, 0, 0, 1]], float)
+    hu = np.full((40, 50, 80), -50, np.float32)
+    hu[10:30, 12:38, 25:60] = 800
+    network = _Threshold()
+    network.register_parameter("place", nn.Parameter(torch.zeros(1)))
+    model = tiny_model(network=network)
+    found = segment(CtVolume(hu, matrix), replace(model, run=replace(RUN, network=replace(RUN.network, voxel_mm=2.0))))
+    assert found.labels.values.shape == hu.shape
+    assert dice_coefficient(found.labels.values > 0, hu > 300) > 0.97
+    volume = sum(figure.volume_cm3 for figure in found.figures.values())
+    assert volume == pytest.approx((hu > 300).sum() * 4.5e-3, rel=0.03)
+    write_labels(found.labels, tmp_path / "labels.nii.gz")
+    again = read_labels(tmp_path / "labels.nii.gz")
+    assert (again.mask("pelvis") == (found.labels.values > 0)).all()
+    assert np.allclose(again.patient_from_voxel, matrix)
+
+
+def test_what_was_not_found_is_doubtful() -> None:
+    found = segment(
+        CtVolume(np.full((20, 20, 20), -1000, np.float32), np.diag([3.0, 3, 3, 1])), tiny_model(network=_no_bone())
+    )
+    assert not found.labels.values.any()
+    assert all(figure.is_doubtful and figure.predicted_dice == 0 for figure in found.figures.values())
+
+
+def _no_bone() -> nn.Module:
+    network = nn.Conv3d(2, CLASSES, 1)
+    nn.init.zeros_(network.weight)
+    with torch.no_grad():
+        assert network.bias is not None
+        network.bias.copy_(torch.tensor([5.0, 0, 0, 0]))
+    return network
+
+
+def test_predicted_dice_falls_with_uncertainty() -> None:
+    line = fit_quality([0.01, 0.02, 0.03, 0.04, 0.1], [0.97, 0.98, 0.9, 0.92, 0.3])
+    predicted = [line.dice(u) for u in np.linspace(0, 0.2, 50)]
+    assert (np.diff(predicted) <= 1e-12).all()
+    assert line.dice(0.015) == pytest.approx(0.975)
+    assert line.dice(1.0) == pytest.approx(0.3)
+
+
+def test_auroc_is_the_share_of_pairs_in_the_right_order() -> None:
+    assert auroc([1, 2, 3, 4], [False, False, True, True]) == 1
+    assert auroc([4, 3, 2, 1], [False, False, True, True]) == 0
+    assert auroc([1, 1, 1, 1], [False, True, False, True]) == 0.5
+    assert auroc([1, 3, 2, 4], [False, False, True, True]) == 0.75
+    assert auroc([1, 2], [False, False]) is None
+
+
+def test_a_model_comes_back_from_disk_and_damage_is_seen(tmp_path: Path) -> None:
+    model = tiny_model()
+    save_model(model, {}, tmp_path)
+    again = load_model(tmp_path)
+    assert again.run == model.run
+    assert again.quality == LINE
+    hu = np.random.default_rng(0).uniform(-500, 800, (16, 16, 16)).astype(np.float32)
+    first, second = (sample_probabilities(hu, m, seed=0)[0] for m in (model, again))
+    assert np.abs(first - second).max() < 0.01  # weights are kept in half precision
+    weights = tmp_path / "weights.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"\x55")
+    with pytest.raises(BundleError, match="copy the model again"):
+        load_model(tmp_path)
+    document = json.loads((tmp_path / "segmentation.json").read_text())
+    (tmp_path / "segmentation.json").write_text(json.dumps({**document, "format": 99}))
+    with pytest.raises(BundleError, match="format 99, expected 1"):
+        load_model(tmp_path)
+    with pytest.raises(BundleError, match="holds no segmentation"):
+        load_model(tmp_path / "nowhere")
+
+
+def test_training_goes_on_with_the_same_examples_and_ends(tmp_path: Path) -> None:
+    library = tmp_path / "phantoms"
+    make_library(RUN, library, None, lambda n: None)
+    first, again = (draw_example(phantom_file(library, 0), 16, 6.0, np.random.default_rng(4)) for _ in range(2))
+    assert (first.hu == again.hu).all()
+    assert first.hu.shape == (16, 16, 16)
+    assert np.abs(first.target.sum(axis=0) - 1).max() < 1e-5
+    assert first.target.min() >= -1e-6
+    run = replace(RUN, split=SplitConfiguration(0.0, 0.0))
+    train(run, library, tmp_path / "run")
+    weights = torch.load(tmp_path / "run" / "network.pt", weights_only=True)
+    assert all(bool(torch.isfinite(tensor).all()) for tensor in weights.values())
+    stored = load_tissues(phantom_file(library, 0))
+    case = hip_case(stored, draw_subject(1, 0), "cut", np.random.default_rng(1))
+    assert case.ct.hu.shape == case.truth.values.shape
+    with pytest.raises(ConfigurationError, match="phantoms of seed 1, expected 2"):
+        make_library(replace(RUN, phantoms=PhantomsConfiguration(1, 2)), library, None, lambda n: None)
+    with pytest.raises(ConfigurationError, match="--atlas"):
+        make_library(replace(RUN, atlas=AtlasConfiguration(1, 0.5)), library, None, lambda n: None)
+
+
+def test_the_shipped_configuration_is_sound() -> None:
+    run = load_segmentation(CONFIGURATION)
+    assert run.training.patch % 2 ** (len(run.network.channels) - 1) == 0
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("patch = 56", "patch = 50", "training.patch: expected a multiple of 8"),
+        ("dropout = 0.1", "dropout = 1.0", "network.dropout: expected from 0 to below 1"),
+        ("samples = 6", "samples = 0", "inference.samples: expected at least 1"),
+        ("voxel_mm = 3.5", "voxel_cm = 3.5", "network: unknown key 'voxel_cm'"),
+        ("count = 6 ", "count = 0 ", "atlas.count: expected at least 1"),
+        ("steps = 240", "", "training: .*steps"),
+    ],
+)
+def test_a_wrong_setting_is_named_with_its_place(tmp_path: Path, old: str, new: str, message: str) -> None:
+    text = CONFIGURATION.read_text(encoding="utf-8")
+    assert old in text
+    file = tmp_path / "run.toml"
+    file.write_text(text.replace(old, new, 1), encoding="utf-8")
+    with pytest.raises(ConfigurationError, match=message):
+        load_segmentation(file)
+
+
+def test_a_label_map_of_the_network_goes_under_the_names_of_the_project(tissues: Tissues) -> None:
+    named = with_sides(label_values(tissues.shares), tissues.patient_from_voxel)
+    ours = label_map(named, NAMES, tissues.patient_from_voxel)
+    assert isinstance(ours, LabelMap)
+    assert set(ours.names.values()) == {"right_femur", "left_femur", "pelvis"}

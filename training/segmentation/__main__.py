@@ -1,0 +1,5 @@
+"""`python -m training.segmentation`."""
+
+from training.segmentation.cli import main
+
+main()

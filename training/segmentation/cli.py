@@ -1,0 +1,207 @@
+"""`python -m training.segmentation`: train the Bayesian U-Net on phantoms, evaluate it, segment a CT."""
+
+import json
+import logging
+import subprocess
+import time
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import torch
+import typer
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+from tqdm import tqdm
+
+from dicomnode.errors import DicomNodeError
+from training.anatomy.ct import read_ct, sitk
+from training.anatomy.labels import LabelMap
+from training.anatomy.population import draw_subject
+from training.segmentation.config import SegmentationRun, load_segmentation
+from training.segmentation.evaluate import (
+    FAILURE_DICE,
+    Summary,
+    finish,
+    hip_cases,
+    pelvis_cases,
+    read_reference,
+    summarise,
+    write_summary,
+)
+from training.segmentation.library import load_tissues, make_library, phantom_file
+from training.segmentation.model import load_model
+from training.segmentation.phantom_ct import pelvis_case
+from training.segmentation.picture import draw_slices, draw_warning
+from training.segmentation.predict import Segmentation, segment
+from training.segmentation.quality import dice_coefficient
+from training.segmentation.structures import NAMES
+from training.segmentation.train import train
+from training.split import split_subjects
+
+app = typer.Typer(
+    no_args_is_help=True, add_completion=False, help=__doc__, context_settings={"help_option_names": ["-h", "--help"]}
+)
+console = Console()
+
+Config = Annotated[Path, typer.Option("--config", "-c", help="The run's TOML file.")]
+Folder = Annotated[Path, typer.Option("--folder", "-f", help="Where phantoms, checkpoints, model and evaluation lie.")]
+Atlas = Annotated[
+    Path | None, typer.Option("--atlas", help="Folder with vhf_hip_labels.nii.gz, where the run wants one.")
+]
+Picture = Annotated[Path | None, typer.Option(help="PNG file to draw slices with contours into.")]
+Reference = Annotated[
+    Path | None,
+    typer.Option(help="Label map on the CT's grid (NIfTI, names in the JSON file beside it) to compare with."),
+]
+_CONFIG = Path("conf/training/segmentation.toml")
+_FOLDER = Path("runs/segmentation")
+
+
+@app.command(name="train")
+def train_command(config: Config = _CONFIG, folder: Folder = _FOLDER, atlas: Atlas = None, workers: int = 0) -> None:
+    """Make the phantoms and train on them; goes on where it was interrupted."""
+    run = load_segmentation(config)
+    _library(run, folder, atlas)
+    train(run, folder / "phantoms", folder, workers=workers)
+    console.print(f"trained   {folder / 'network.pt'}")
+
+
+@app.command()
+def evaluate(
+    config: Config = _CONFIG,
+    folder: Folder = _FOLDER,
+    atlas: Atlas = None,
+) -> None:
+    """Fit predicted Dice on the validation phantoms, write the model, and measure it on the test phantoms."""
+    run = load_segmentation(config)
+    _library(run, folder, atlas)
+    library, split = folder / "phantoms", split_subjects(run.phantoms.count, run.split)
+    start = time.process_time()
+    with tqdm(desc="CTs", unit="CT") as progress:
+        model = finish(run, folder, library, _provenance(config), progress.update)
+        pelves = pelvis_cases(model, library, split.test, run.seed + 2, progress.update)
+        hips = hip_cases(model, library, split.test, run.seed + 3, progress.update)
+    summary, output = summarise(pelves, hips), folder / "evaluation"
+    write_summary(summary, pelves + hips, output)
+    draw_warning(hips, run.inference.least_dice, output / "warning.png")
+    index = int(split.test[0])
+    scanned = pelvis_case(
+        load_tissues(phantom_file(library, index)), draw_subject(run.phantoms.seed, index), np.random.default_rng(0)
+    )
+    draw_slices(scanned.ct, segment(scanned.ct, model).labels.values, output / "phantom.png", scanned.truth.values)
+    _print(summary)
+    console.print(f"written   {folder / 'model'}, {output}; {time.process_time() - start:.0f} s of processor time")
+
+
+@app.command()
+def predict(
+    ct: Annotated[Path, typer.Argument(help="NIfTI file, or folder with one DICOM CT series.", metavar="CT")],
+    model: Annotated[Path, typer.Option("--model", "-m", help="Folder of a segmentation model.")] = _FOLDER / "model",
+    output: Annotated[Path, typer.Option("--output", "-o", help="NIfTI file to write; names go beside it.")] = Path(
+        "labels.nii.gz"
+    ),
+    picture: Picture = None,
+    reference: Reference = None,
+    seed: Annotated[int, typer.Option(help="Seed of the dropout.")] = 0,
+) -> None:
+    """Label femora, hip bones and sacrum in a CT, with predicted Dice; says which structures a person must look at."""
+    volume, loaded = read_ct(ct), load_model(model)
+    found = segment(volume, loaded, seed, progress=True)
+    masks = None if reference is None else read_reference(reference, volume)
+    write_labels(found.labels, output)
+    figures = {
+        name: {
+            "volume_cm3": figure.volume_cm3,
+            "uncertainty": figure.uncertainty,
+            "predicted_dice": figure.predicted_dice,
+            "is_doubtful": figure.is_doubtful,
+            "dice": None if masks is None or name not in masks else _dice(found, name, masks[name]),
+        }
+        for name, figure in found.figures.items()
+    }
+    figures_file = output.with_name(output.name.replace(".nii.gz", ".figures.json"))
+    figures_file.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+    table = Table(title="Learned on simulated CT", box=SIMPLE_HEAD)
+    for heading in ("structure", "volume cm3", "uncertainty", "predicted Dice", "Dice to reference", ""):
+        table.add_column(heading, justify="left" if heading in ("structure", "") else "right")
+    for name, row in figures.items():
+        dice = "" if row["dice"] is None else f"{row['dice']:.3f}"
+        doubt = "[yellow]look at it[/]" if row["is_doubtful"] else ""
+        table.add_row(
+            name, f"{row['volume_cm3']:.1f}", f"{row['uncertainty']:.4f}", f"{row['predicted_dice']:.3f}", dice, doubt
+        )
+    console.print(table)
+    if picture is not None:
+        draw_slices(volume, found.labels.values, picture, None if masks is None else _merged(masks))
+        console.print(f"drawn     {picture}")
+    console.print(f"written   {output}, {figures_file}")
+
+
+def write_labels(labels: LabelMap, file: Path) -> None:
+    """Write a NIfTI file and its names, as `training.anatomy.labels.read_labels` reads them."""
+    matrix = labels.patient_from_voxel
+    spacing_mm = np.linalg.norm(matrix[:3, :3], axis=0)
+    image = sitk.GetImageFromArray(labels.values)
+    image.SetSpacing(spacing_mm.tolist())
+    image.SetOrigin(matrix[:3, 3].tolist())
+    image.SetDirection((matrix[:3, :3] / spacing_mm).ravel().tolist())
+    sitk.WriteImage(image, str(file), True)
+    names = {str(value): name for value, name in labels.names.items()}
+    file.with_name(file.name.replace(".nii.gz", ".json")).write_text(
+        json.dumps(names, indent=1) + "\n", encoding="utf-8"
+    )
+
+
+def _library(run: SegmentationRun, folder: Path, atlas: Path | None) -> None:
+    with tqdm(total=run.phantoms.count + run.atlas.count, desc="phantoms", unit="phantom") as progress:
+        make_library(run, folder / "phantoms", atlas, progress.update)
+
+
+def _dice(found: Segmentation, name: str, truth: np.ndarray) -> float:
+    return dice_coefficient(truth, found.labels.mask(name))
+
+
+def _merged(masks: dict[str, np.ndarray]) -> np.ndarray:
+    values = np.zeros(next(iter(masks.values())).shape, np.uint16)
+    for value, name in NAMES.items():
+        if name in masks:
+            values[masks[name]] = value
+    return values
+
+
+def _provenance(config: Path) -> dict[str, str]:
+    try:
+        done = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        commit = "unknown"
+    else:
+        commit = done.stdout.strip()
+    return {"configuration": config.name, "commit": commit, "torch": torch.__version__}
+
+
+def _print(summary: Summary) -> None:
+    table = Table(title="Held-out phantoms, simulated CT: says nothing about patients", box=SIMPLE_HEAD)
+    for heading in ("whole pelvis", "mean Dice", "least", "n"):
+        table.add_column(heading, justify="left" if heading == "whole pelvis" else "right")
+    for name, row in summary.pelvis_dice.items():
+        table.add_row(name, f"{row['mean']:.3f}", f"{row['least']:.3f}", f"{row['n']:.0f}")
+    console.print(table)
+    console.print("single hips, mean Dice: " + ", ".join(f"{k} {v:.3f}" for k, v in summary.hip_dice.items()))
+    warning = summary.warning
+    area = "none" if warning.auroc is None else f"{warning.auroc:.3f}"
+    console.print(
+        f"uncertainty: {warning.failures} of {warning.n} structures under Dice {FAILURE_DICE}, AUROC {area};"
+        f" predicted Dice: r {warning.pearson_r:.3f}, mean error {warning.mean_absolute_error:.3f}"
+    )
+
+
+def main() -> None:
+    """Entry point: errors of ours are one line that says what to do."""
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
+    try:
+        app()
+    except DicomNodeError as error:
+        console.print(f"[red]error:[/red] {error}", highlight=False)
+        raise SystemExit(2) from error

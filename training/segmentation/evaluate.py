@@ -1,0 +1,193 @@
+"""What a trained network can do: Dice on held-out phantoms, how well uncertainty warns, and Dice on a CT with labels."""
+
+import json
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from dicomnode.errors import ConfigurationError
+from training.anatomy.ct import CtVolume, ct_from_image, sitk
+from training.anatomy.labels import UnusableLabels
+from training.anatomy.population import draw_subject
+from training.segmentation.config import SegmentationRun
+from training.segmentation.library import load_tissues, phantom_file
+from training.segmentation.model import SegmentationModel, load_model, save_model
+from training.segmentation.network import build_network
+from training.segmentation.phantom_ct import SPOILS, LabelledCt, hip_case, pelvis_case
+from training.segmentation.predict import Segmentation, segment
+from training.segmentation.quality import QualityLine, auroc, dice_coefficient, fit_quality
+from training.segmentation.structures import NAMES
+from training.split import split_subjects
+
+FAILURE_DICE = 0.9
+LEAST_TRUTH_CM3 = 5.0
+"""Smaller pieces of a structure in the field are not judged."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """One structure of one CT."""
+
+    subject: int
+    spoil: str
+    structure: str
+    truth_cm3: float
+    dice: float
+    uncertainty: float
+    predicted_dice: float
+
+
+@dataclass(frozen=True)
+class WarningFigures:
+    """How uncertainty, and the Dice predicted from it, stand to the true Dice."""
+
+    n: int
+    failures: int
+    auroc: float | None
+    pearson_r: float
+    mean_absolute_error: float
+
+
+@dataclass(frozen=True)
+class Summary:
+    """All figures of an evaluation; of phantoms, unless it says otherwise."""
+
+    pelvis_dice: dict[str, dict[str, float]]
+    """Structure to mean, least and n, whole pelves as they come."""
+    hip_dice: dict[str, float]
+    """Spoil to mean Dice, single hips."""
+    warning: WarningFigures
+    """Single hips, all spoils together."""
+
+
+def finish(
+    run: SegmentationRun, folder: Path, library: Path, provenance: dict[str, Any], done: Callable[[int], object]
+) -> SegmentationModel:
+    """Turn trained weights into a model whose Dice line was fitted on the validation phantoms.
+
+    Raises:
+        ConfigurationError: nothing was trained in `folder`.
+    """
+    trained = folder / "network.pt"
+    if not trained.exists():
+        raise ConfigurationError(f"{trained} does not exist; run `python -m training.segmentation train`")
+    network = build_network(run.network)
+    network.load_state_dict(torch.load(trained, map_location="cpu", weights_only=True))
+    bare = SegmentationModel(run, network, QualityLine((0.0,), (1.0,)))
+    save_model(bare, provenance, folder / "model")
+    model = load_model(folder / "model")  # float16 weights, as they will be used
+    subjects = split_subjects(run.phantoms.count, run.split).validation
+    cases = hip_cases(model, library, subjects, run.seed + 1, done)
+    quality = fit_quality([case.uncertainty for case in cases], [case.dice for case in cases])
+    finished = SegmentationModel(run, model.network, quality)
+    save_model(finished, provenance, folder / "model")
+    return finished
+
+
+def hip_cases(
+    model: SegmentationModel, library: Path, subjects: Iterable[int], seed: int, done: Callable[[int], object]
+) -> list[Case]:
+    """Single hips of phantoms, each spoilt in every way."""
+    cases = []
+    for index in subjects:
+        subject = draw_subject(model.run.phantoms.seed, int(index))
+        tissues = load_tissues(phantom_file(library, int(index)))
+        for number, spoil in enumerate(SPOILS):
+            scanned = hip_case(tissues, subject, spoil, np.random.default_rng((seed, int(index), number)))
+            cases += judge(scanned, segment(scanned.ct, model), int(index), spoil)
+            done(1)
+    return cases
+
+
+def pelvis_cases(
+    model: SegmentationModel, library: Path, subjects: Iterable[int], seed: int, done: Callable[[int], object]
+) -> list[Case]:
+    """Whole pelves of phantoms in ordinary scans."""
+    cases = []
+    for index in subjects:
+        tissues = load_tissues(phantom_file(library, int(index)))
+        subject = draw_subject(model.run.phantoms.seed, int(index))
+        scanned = pelvis_case(tissues, subject, np.random.default_rng((seed, int(index))))
+        cases += judge(scanned, segment(scanned.ct, model), int(index), "pelvis")
+        done(1)
+    return cases
+
+
+def judge(scanned: LabelledCt, found: Segmentation, subject: int, spoil: str) -> list[Case]:
+    """Compare each structure that is in the field with the truth."""
+    voxel_cm3 = abs(float(np.linalg.det(scanned.ct.patient_from_voxel[:3, :3]))) / 1000
+    cases = []
+    for value, name in NAMES.items():
+        truth = scanned.truth.values == value
+        volume = float(truth.sum()) * voxel_cm3
+        if volume >= LEAST_TRUTH_CM3:
+            figures = found.figures[name]
+            dice = dice_coefficient(truth, found.labels.values == value)
+            cases.append(Case(subject, spoil, name, volume, dice, figures.uncertainty, figures.predicted_dice))
+    return cases
+
+
+def summarise(pelves: list[Case], hips: list[Case]) -> Summary:
+    """Gather the figures."""
+    return Summary(
+        pelvis_dice={
+            name: {"mean": float(np.mean(values)), "least": float(np.min(values)), "n": len(values)}
+            for name, values in _grouped(pelves, lambda case: case.structure).items()
+        },
+        hip_dice={spoil: float(np.mean(values)) for spoil, values in _grouped(hips, lambda case: case.spoil).items()},
+        warning=warning_of(hips),
+    )
+
+
+def warning_of(cases: list[Case]) -> WarningFigures:
+    """AUROC of the uncertainty for Dice below `FAILURE_DICE`; agreement of predicted and true Dice."""
+    dice = np.array([case.dice for case in cases])
+    predicted = np.array([case.predicted_dice for case in cases])
+    failed = dice < FAILURE_DICE
+    return WarningFigures(
+        n=len(cases),
+        failures=int(failed.sum()),
+        auroc=auroc([case.uncertainty for case in cases], failed.tolist()),
+        pearson_r=float(np.corrcoef(dice, predicted)[0, 1]),
+        mean_absolute_error=float(np.abs(dice - predicted).mean()),
+    )
+
+
+def _grouped(cases: list[Case], key: Callable[[Case], str]) -> dict[str, list[float]]:
+    groups: dict[str, list[float]] = {}
+    for case in cases:
+        groups.setdefault(key(case), []).append(case.dice)
+    return groups
+
+
+def read_reference(path: Path, ct: CtVolume) -> dict[str, NDArray[np.bool_]]:
+    """Masks of our structures in a label map on the grid of a CT, whose JSON file of names lies beside it.
+
+    Names as TotalSegmentator writes them ("femur_left", "hip_right", "sacrum"); hip bones and sacrum stay apart, unlike in
+    `training.anatomy.labels`.
+
+    Raises:
+        UnusableLabels: another grid than the CT's, or none of the structures in it.
+    """
+    volume = ct_from_image(sitk.ReadImage(str(path)))
+    if volume.hu.shape != ct.hu.shape or not np.allclose(volume.patient_from_voxel, ct.patient_from_voxel, atol=1e-2):
+        raise UnusableLabels(f"{path} lies on another grid than the CT; expected a label map of the same voxels")
+    names = json.loads(path.with_name(path.name.replace(".nii.gz", ".json")).read_text(encoding="utf-8"))
+    theirs = {name: "_".join(reversed(name.split("_"))) for name in NAMES.values()}
+    numbers = {str(name): int(number) for number, name in names.items()}
+    masks = {name: volume.hu == numbers[theirs[name]] for name in theirs if theirs[name] in numbers}
+    if not masks:
+        raise UnusableLabels(f"{path} names none of {', '.join(theirs.values())}")
+    return masks
+
+
+def write_summary(summary: Summary, cases: list[Case], folder: Path) -> None:
+    """`figures.json` and `cases.json`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "figures.json").write_text(json.dumps(asdict(summary), indent=1) + "\n", encoding="utf-8")
+    (folder / "cases.json").write_text(json.dumps([asdict(case) for case in cases], indent=0) + "\n", encoding="utf-8")

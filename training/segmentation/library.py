@@ -1,0 +1,156 @@
+"""Phantoms' tissues on disk, made once; and the examples that training draws from them."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from dicomnode.errors import ConfigurationError
+from training.anatomy.phantom import make_phantom
+from training.anatomy.population import draw_subject
+from training.segmentation.atlas import atlas_tissues
+from training.segmentation.config import SegmentationRun
+from training.segmentation.network import CLASSES
+from training.segmentation.scanner import AIR_HU, cut_field, draw_scanner, scan, smooth_field
+from training.segmentation.tissues import Tissue, Tissues, packed, phantom_grid, resampled, tissues_of, unpacked
+
+TURN_DEG = 12.0
+STRETCH = 0.10
+"""SD of the logarithm of the size, and half of it of each axis apart."""
+BENDS_MM = ((70.0, 5.0), (24.0, 1.6))
+"""Lattice and SD of the displacement: the phantom's bones are more alike than people's. Own choice, by eye."""
+
+
+@dataclass(frozen=True)
+class Example:
+    """One cube for training."""
+
+    hu: NDArray[np.float32]
+    """(z, y, x)."""
+    target: NDArray[np.float32]
+    """(CLASSES, z, y, x) share of each class in the voxel; they add up to 1."""
+
+
+def phantom_file(folder: Path, index: int) -> Path:
+    """Where a phantom's packed tissues lie."""
+    return folder / f"{index:05d}.npy"
+
+
+def atlas_file(folder: Path, number: int) -> Path:
+    """Where one drawing of the atlas lies."""
+    return folder / f"atlas-{number:02d}.npy"
+
+
+def make_library(run: SegmentationRun, folder: Path, atlas: Path | None, done: Callable[[int], object]) -> None:
+    """Make the phantoms, and drawings of the atlas, that are not there yet; calls `done(1)` after each.
+
+    Raises:
+        ConfigurationError: the folder holds another population, or the run wants an atlas and there is none.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    stamp = folder / "seed.txt"
+    if stamp.exists() and stamp.read_text() != str(run.phantoms.seed):
+        raise ConfigurationError(
+            f"{folder} holds phantoms of seed {stamp.read_text()}, expected {run.phantoms.seed}: take another folder"
+        )
+    stamp.write_text(str(run.phantoms.seed))
+    for index in range(run.phantoms.count):
+        if not phantom_file(folder, index).exists():
+            _store(tissues_of(make_phantom(draw_subject(run.phantoms.seed, index))), phantom_file(folder, index))
+        done(1)
+    for number in range(run.atlas.count):
+        if not atlas_file(folder, number).exists():
+            if atlas is None:
+                raise ConfigurationError(
+                    f"the run draws {run.atlas.count} times on an atlas: give its folder as --atlas, or set atlas.count and"
+                    " atlas.share to 0"
+                )
+            _store(atlas_tissues(atlas, run.phantoms.seed + number), atlas_file(folder, number))
+        done(1)
+
+
+def _store(tissues: Tissues, file: Path) -> None:
+    partial = file.with_suffix(".partial.npy")
+    np.save(partial, packed(tissues))
+    partial.replace(file)
+
+
+def load_tissues(file: Path) -> Tissues:
+    """One person, whole.
+
+    Raises:
+        ConfigurationError: it was not made.
+    """
+    return Tissues(unpacked(_stored(file)), phantom_grid()[1])
+
+
+def _stored(file: Path) -> NDArray[np.uint8]:
+    if not file.exists():
+        raise ConfigurationError(f"{file} does not exist; run `python -m training.segmentation train` to make phantoms")
+    stored: NDArray[np.uint8] = np.load(file, mmap_mode="r")
+    return stored
+
+
+def draw_example(file: Path, patch: int, voxel_mm: float, random: np.random.Generator) -> Example:
+    """Draw a bent, turned, stretched and perhaps mirrored piece of a stored person, in a random scan.
+
+    Mirroring is no mistake: the network's classes have no side (see `training.segmentation.structures`).
+    """
+    stored = _stored(file)
+    matrix = phantom_grid()[1]
+    points = torch.from_numpy(_points_mm(patch, voxel_mm, random))
+    voxel_from_patient = torch.from_numpy(np.linalg.inv(matrix).astype(np.float32))
+    points = points @ voxel_from_patient[:3, :3].T + voxel_from_patient[:3, 3]
+    size = np.array(stored.shape[:0:-1])
+    flat = points.reshape(-1, 3)
+    first = np.clip(np.floor(flat.amin(dim=0).numpy()).astype(int), 0, size - 1)
+    last = np.clip(np.ceil(flat.amax(dim=0).numpy()).astype(int) + 1, first + 1, size)
+    near = stored[:, first[2] : last[2], first[1] : last[1], first[0] : last[0]]
+    shares = resampled(Tissues(unpacked(near), matrix), points - torch.from_numpy(first.astype(np.float32)))
+    spacing_mm = (voxel_mm, voxel_mm, voxel_mm)
+    hu = scan(shares, draw_scanner(random), spacing_mm, random)
+    box = cut_field((patch, patch, patch), random, chance=0.2, most=0.35)
+    target = _target(shares)
+    return Example(_outside(hu, box, AIR_HU), np.stack([_outside(t, box, float(k == 0)) for k, t in enumerate(target)]))
+
+
+def _outside(values: NDArray[np.float32], box: tuple[slice, slice, slice], empty: float) -> NDArray[np.float32]:
+    cut = np.full_like(values, empty)
+    cut[box] = values[box]
+    return cut
+
+
+def _target(shares: NDArray[np.float32]) -> NDArray[np.float32]:
+    bones = shares[Tissue.FEMUR : Tissue.SACRUM + 1]
+    bones = bones / np.maximum(bones.sum(axis=0), 1)
+    target = np.empty((CLASSES, *shares.shape[1:]), np.float32)
+    target[0], target[1:] = 1 - bones.sum(axis=0), bones
+    return target
+
+
+def _points_mm(patch: int, voxel_mm: float, random: np.random.Generator) -> NDArray[np.float32]:
+    """(z, y, x, 3) patient mm of a cube's voxels."""
+    centre = random.normal([0, 10, 15], [60, 20, 60])
+    turns = np.radians(random.normal(0, TURN_DEG, 3))
+    stretch = np.exp(random.normal(0, STRETCH) + random.normal(0, STRETCH / 2, 3))
+    mirror = random.choice([-1.0, 1.0])
+    ticks = (np.arange(patch, dtype=np.float32) - (patch - 1) / 2) * np.float32(voxel_mm)
+    z, y, x = np.meshgrid(ticks, ticks, ticks, indexing="ij")
+    points = np.stack([x, y, z], axis=-1)
+    for scale_mm, amount_mm in BENDS_MM:
+        amount = amount_mm * random.uniform(0, 1.5)
+        for axis in range(3):
+            points[..., axis] += amount * smooth_field((patch,) * 3, (voxel_mm,) * 3, scale_mm, random)
+    matrix = (_rotation(turns) * stretch) @ np.diag([mirror, 1, 1])
+    return np.asarray(points @ matrix.T.astype(np.float32) + centre.astype(np.float32), np.float32)
+
+
+def _rotation(turns: NDArray[np.float64]) -> NDArray[np.float64]:
+    (cx, cy, cz), (sx, sy, sz) = np.cos(turns), np.sin(turns)
+    about_x = np.array([[1, 0, 0], [0, cx, -sx], [0, sx, cx]])
+    about_y = np.array([[cy, 0, sy], [0, 1, 0], [-sy, 0, cy]])
+    about_z = np.array([[cz, -sz, 0], [sz, cz, 0], [0, 0, 1]])
+    return np.asarray(about_z @ about_y @ about_x)

@@ -1,0 +1,76 @@
+"""A trained segmentation on disk: `segmentation.json` (what it is, how it came about) beside `weights.safetensors` (float16)."""
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from dicomnode.errors import BundleError, ConfigurationError
+from training.config import build_frozen
+from training.segmentation.config import SegmentationRun
+from training.segmentation.network import build_network
+from training.segmentation.quality import QualityLine
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class SegmentationModel:
+    """Ready to be used."""
+
+    run: SegmentationRun
+    network: nn.Module
+    quality: QualityLine
+
+
+def save_model(model: SegmentationModel, provenance: dict[str, Any], folder: Path) -> None:
+    """Write the model; computation is in float32 wherever it is loaded, the weights are stored as float16."""
+    folder.mkdir(parents=True, exist_ok=True)
+    weights = folder / "weights.safetensors"
+    save_file({name: tensor.half().contiguous() for name, tensor in model.network.state_dict().items()}, weights)
+    document = {
+        "format": FORMAT,
+        "trained_on_simulation": True,
+        "run": asdict(model.run),
+        "quality": asdict(model.quality),
+        "provenance": provenance,
+        "weights_sha256": hashlib.sha256(weights.read_bytes()).hexdigest(),
+    }
+    (folder / "segmentation.json").write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+
+
+def load_model(folder: Path) -> SegmentationModel:
+    """Load and verify a model, onto CUDA where there is one.
+
+    Raises:
+        BundleError: files missing, damaged, or of another format.
+    """
+    try:
+        document = json.loads((folder / "segmentation.json").read_text(encoding="utf-8"))
+        stored = (folder / "weights.safetensors").read_bytes()
+    except (OSError, ValueError) as error:
+        raise BundleError(
+            f"{folder} holds no segmentation: {error}; `python -m training.segmentation evaluate` makes one"
+        ) from error
+    if document.get("format") != FORMAT:
+        raise BundleError(f"{folder}: format {document.get('format')}, expected {FORMAT}: made by another version")
+    digest = hashlib.sha256(stored).hexdigest()
+    if digest != document["weights_sha256"]:
+        raise BundleError(
+            f"{folder / 'weights.safetensors'} has SHA-256 {digest}, segmentation.json states {document['weights_sha256']};"
+            " copy the model again"
+        )
+    try:
+        run: SegmentationRun = build_frozen(SegmentationRun, document["run"], str(folder))
+    except ConfigurationError as error:
+        raise BundleError(str(error)) from error
+    network = build_network(run.network)
+    network.load_state_dict({k: v.float() for k, v in load_file(folder / "weights.safetensors").items()})
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    quality = QualityLine(*(tuple(document["quality"][name]) for name in ("uncertainty", "predicted_dice")))
+    return SegmentationModel(run, network.to(device).eval(), quality)
