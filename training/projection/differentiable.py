@@ -25,29 +25,41 @@ def project_poses(
     poses: Tensor,
     centre_mm: NDArray[np.float64],
 ) -> Tensor:
-    """Project volumes of one grid in each of several poses.
+    """Project volumes of one grid in each of several poses: `project_motions` of `patient_from_unmoved`.
+
+    Args:
+        poses: (b, 6) as `patient_from_unmoved` takes them.
+        centre_mm: (3,) what poses turn about, in the patient frame.
+    """
+    if poses.ndim != 2 or poses.shape[1] != 6:
+        raise ValueError(f"seen poses {tuple(poses.shape)}, expected (b, 6)")
+    return project_motions(volumes, patient_from_voxel, beam, patient_from_unmoved(poses.double(), centre_mm))
+
+
+def project_motions(volumes: Tensor, patient_from_voxel: NDArray[np.float64], beam: Beam, motions: Tensor) -> Tensor:
+    """Project volumes of one grid after each of several motions.
 
     All planes are those of one axis, the one that the central rays of the batch run along. Unlike `project`, a part behind
     the detector counts as if it lay before it.
 
     Args:
         volumes: (structures, z, y, x); its device and type are those of the result.
-        patient_from_voxel: 4 x 4, homogeneous voxel index (x, y, z) to patient mm, of the pose 0.
-        poses: (b, 6) as `patient_from_unmoved` takes them.
-        centre_mm: (3,) what poses turn about, in the patient frame.
+        patient_from_voxel: 4 x 4, homogeneous voxel index (x, y, z) to patient mm, before the motion.
+        motions: (b, 4, 4) in double precision.
 
     Returns:
-        (b, structures, rows, columns) in the unit of `volumes` times cm, differentiable once by poses and volumes.
+        (b, structures, rows, columns) in the unit of `volumes` times cm, differentiable once by motions and volumes.
 
     Raises:
-        ValueError: shapes are others; or in some pose the source lies beside the grid, or rays cross the planes at so flat
-            an angle that they would be sampled too sparsely.
+        ValueError: shapes are others; or after some motion the source lies beside the grid, or rays cross the planes at so
+            flat an angle that they would be sampled too sparsely.
     """
-    if volumes.ndim != 4 or poses.ndim != 2 or poses.shape[1] != 6:
+    if volumes.ndim != 4 or motions.shape[1:] != (4, 4):
         raise ValueError(
-            f"seen volumes {tuple(volumes.shape)} and poses {tuple(poses.shape)}, expected (structures, z, y, x) and (b, 6)"
+            f"seen volumes {tuple(volumes.shape)} and motions {tuple(motions.shape)},"
+            " expected (structures, z, y, x) and (b, 4, 4)"
         )
-    start, ray = _rays_in_voxels(patient_from_voxel, beam, poses, centre_mm)
+    start, ray = _rays_in_voxels(patient_from_voxel, beam, motions)
     axis = _across_planes(volumes.shape[1:], beam, start, ray)
     order = [axis, *(other for other in range(3) if other != axis)]
     start, ray = start[:, order], ray[:, order]
@@ -68,8 +80,8 @@ def project_poses(
 
     ray_mm = torch.as_tensor(rays_mm(beam)[1]).to(volumes) @ pixels
     plane_cm = CM_PER_MM * (ray_mm**2).sum(0).sqrt() / ray[:, 0].abs()
-    images = sums.reshape(len(poses), rows, len(volumes), columns).transpose(1, 2)
-    projected: Tensor = images * plane_cm.reshape(len(poses), 1, rows, columns)
+    images = sums.reshape(len(ray), rows, len(volumes), columns).transpose(1, 2)
+    projected: Tensor = images * plane_cm.reshape(len(ray), 1, rows, columns)
     return projected
 
 
@@ -93,16 +105,14 @@ def patient_from_unmoved(poses: Tensor, centre_mm: NDArray[np.float64]) -> Tenso
     return torch.cat([torch.cat([rotation, shift[:, :, None]], dim=2), last], dim=1)
 
 
-def _rays_in_voxels(
-    patient_from_voxel: NDArray[np.float64], beam: Beam, poses: Tensor, centre_mm: NDArray[np.float64]
-) -> tuple[Tensor, Tensor]:
+def _rays_in_voxels(patient_from_voxel: NDArray[np.float64], beam: Beam, motions: Tensor) -> tuple[Tensor, Tensor]:
     """`rays_mm` in voxels of the moved grid, axes (z, y, x): starts and directions, (b, 3, 3) in double precision.
 
     Rounding a pose of many hundred millimetres to single precision would show in the gradients.
     """
-    moved = patient_from_unmoved(poses.double(), centre_mm) @ torch.as_tensor(patient_from_voxel).to(poses.device)
+    moved = motions.double() @ torch.as_tensor(patient_from_voxel).to(motions.device)
     voxel_from_patient = torch.linalg.inv(moved)[:, :3].flip(1)
-    starts_mm, directions_mm = (torch.as_tensor(rays).to(poses.device) for rays in rays_mm(beam))
+    starts_mm, directions_mm = (torch.as_tensor(rays).to(moved.device) for rays in rays_mm(beam))
     homogeneous = torch.cat([starts_mm, torch.tensor([[0.0, 0.0, 1.0]]).to(starts_mm)])
     return voxel_from_patient @ homogeneous, voxel_from_patient[:, :, :3] @ directions_mm
 

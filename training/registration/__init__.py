@@ -1,0 +1,1 @@
+"""Where the patient of a CT lay when a plain radiograph was taken: 2D/3D registration of one view."""
