@@ -364,3 +364,58 @@ def femur_volumes(
     mineral, volume = np.zeros(size, np.float32), np.zeros(size, np.float32)
     _fill(mineral, volume, origin, voxel_mm, _parameters(shape, quality), slow, fine)
     return mineral, volume, origin
+
+
+@njit(cache=True)
+def _fill_inside(
+    mineral: NDArray[np.float32],
+    volume: NDArray[np.float32],
+    depth: NDArray[np.float32],
+    origin: NDArray[np.float64],
+    voxel: float,
+    p: NDArray[np.float64],
+    slow: NDArray[np.float32],
+    fine: NDArray[np.float32],
+) -> None:
+    """Fill a femur whose surface is given; the same cortex and trabeculae as in `_fill`."""
+    nz, ny, nx = mineral.shape
+    for k in range(nz):
+        for j in range(ny):
+            for i in range(nx):
+                inside = volume[k, j, i]
+                if inside == 0.0:
+                    continue
+                x, y, z = origin[0] + i * voxel, origin[1] + j * voxel, origin[2] + k * voxel
+                t = _cortex_mm(x, y, z, p)
+                spongy = coverage(t - depth[k, j, i], max(voxel, 0.3 * t))
+                density = p[15] * (1.0 - spongy)
+                if spongy > 0.0:
+                    density += spongy * _trabecular(x, y, z, p, slow, fine)
+                mineral[k, j, i] = min(density, p[15]) * inside
+
+
+def mineral_inside(
+    volume: NDArray[np.float32],
+    depth_mm: NDArray[np.float32],
+    origin_mm: NDArray[np.float64],
+    voxel_mm: float,
+    shape: FemurShape,
+    quality: BoneQuality,
+    lesser_level_mm: float,
+    seed: int,
+) -> NDArray[np.float32]:
+    """Give mineral (g/cm3) to a femur whose surface came from elsewhere: regions and trabecular groups follow its landmarks.
+
+    Args:
+        volume: (z, y, x) fraction of each voxel inside, on a grid in the femur's frame.
+        depth_mm: (z, y, x) of the voxels' centres below the surface.
+        origin_mm: (x, y, z) of the centre of the first voxel.
+        lesser_level_mm: height of the lesser trochanter's tip in the femur's frame.
+    """
+    random = np.random.default_rng(seed)
+    slow, fine = noise_lattice(random), noise_lattice(random)
+    parameters = _parameters(shape, quality)
+    parameters[14] = lesser_level_mm
+    mineral = np.zeros(volume.shape, np.float32)
+    _fill_inside(mineral, volume, depth_mm, origin_mm, voxel_mm, parameters, slow, fine)
+    return mineral

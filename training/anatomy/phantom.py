@@ -51,7 +51,7 @@ def make_phantom(subject: Subject) -> Phantom:
     for hip in subject.hips:
         structures += _femur_structures(hip, motions[hip.side])
     structures += _pelvis_structures(subject)
-    structures += _body_structures(subject, motions)
+    structures += body_structures(subject, motions)
     points = {hip.side: landmarks(hip.femur).moved(motions[hip.side]) for hip in subject.hips}
     return Phantom(subject, tuple(structures), points, motions)
 
@@ -132,7 +132,12 @@ def _bury(
     volume[inside] = 0.0
 
 
-def _body_structures(subject: Subject, motions: dict[Side, NDArray[np.float64]]) -> list[Structure]:
+def body_structures(subject: Subject, motions: dict[Side, NDArray[np.float64]]) -> list[Structure]:
+    """Soft tissue around the bones, which are known by their sizes only.
+
+    Args:
+        motions: `patient_from_femur` of each side.
+    """
     radius = subject.body.thigh_radius_mm
     thighs, bones = [], []
     for hip in subject.hips:
