@@ -206,6 +206,16 @@ def test_one_hip_alone_has_its_side(tissues: Tissues, side: Side) -> None:
     assert set(np.unique(named)) == ({0, 1, 3} if side is Side.RIGHT else {0, 2, 4})
 
 
+def test_a_vertebra_is_no_femur(tissues: Tissues) -> None:
+    """Taken for a femur by the network and larger than any, it lies in the middle."""
+    classes = label_values(tissues.shares)
+    expected = with_sides(classes, tissues.patient_from_voxel)
+    middle = classes.shape[2] // 2
+    classes[-40:, 40:90, middle - 12 : middle + 14] = 1
+    named = with_sides(classes, tissues.patient_from_voxel)
+    assert (named == expected).all()
+
+
 def test_crumbs_are_no_structure() -> None:
     classes = np.zeros((20, 20, 20), np.uint8)
     classes[2:4, 2:4, 2:4] = 1
