@@ -12,7 +12,7 @@ from scipy import ndimage
 from training.anatomy.ct import AIR_HU, CtVolume
 from training.anatomy.labels import LabelMap
 from training.segmentation.model import SegmentationModel
-from training.segmentation.network import CLASSES, dropout_on, network_input
+from training.segmentation.network import dropout_on, network_input
 from training.segmentation.structures import CLASS_OF, NAMES, with_sides
 
 REACH_VOXELS = 2.0

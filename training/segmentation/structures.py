@@ -23,7 +23,8 @@ def with_sides(classes: NDArray[np.uint8], patient_from_voxel: NDArray[np.float6
     """Name the bones: (z, y, x) values of `NAMES`, 0 elsewhere, from (z, y, x) classes.
 
     Where both hip bones are in the field, the plane half-way between their centres parts left and right. Where one is, the femur
-    lies lateral of it. Vertebrae that were taken for a femur give themselves away by lying in the middle. Of each structure only the largest connected component is kept, if it has at least `LEAST_CM3`.
+    lies lateral of it. Vertebrae that were taken for a femur give themselves away by lying in the middle. Of each structure only
+    the largest connected component is kept, if it has at least `LEAST_CM3`.
     """
     spacing_mm = np.linalg.norm(patient_from_voxel[:3, :3], axis=0)
     voxel_cm3 = float(np.prod(spacing_mm)) / 1000
