@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -76,7 +77,7 @@ def tissues(phantom: Phantom) -> Tissues:
     return tissues_of(phantom)
 
 
-def at(tissues: Tissues, volume: NDArray[np.float32], point_mm: NDArray[np.float64]) -> float:
+def at(tissues: Tissues, volume: NDArray[Any], point_mm: NDArray[np.float64]) -> float:
     x, y, z = np.rint((np.linalg.inv(tissues.patient_from_voxel) @ [*point_mm, 1])[:3]).astype(int)
     return float(volume[z, y, x])
 

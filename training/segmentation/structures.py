@@ -93,8 +93,8 @@ def _near_plane(mask: NDArray[np.bool_], patient_from_voxel: NDArray[np.float64]
     pieces, _ = ndimage.label(mask)
     numbers = pieces[mask]
     aside_mm = (_points_mm(mask, patient_from_voxel) - plane[0]) @ plane[1]
-    middles = np.bincount(numbers, weights=aside_mm, minlength=pieces.max() + 1)
-    middles /= np.maximum(np.bincount(numbers, minlength=pieces.max() + 1), 1)
+    sums = np.bincount(numbers, weights=aside_mm, minlength=pieces.max() + 1)
+    middles = sums / np.maximum(np.bincount(numbers, minlength=pieces.max() + 1), 1)
     return np.asarray(mask & (np.abs(middles) < LEAST_ASIDE_MM)[pieces], np.bool_)
 
 
