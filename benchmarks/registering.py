@@ -46,7 +46,8 @@ HIP_DEG = 10.0
 NOISE_HU = 25.0
 """Added to the CT that is registered, not to the one that the radiograph is taken of."""
 SUCCESS_MM = 1.0
-PER_RADIOGRAPH = 10
+RADIOGRAPHS = 10
+"""Of each volume, each of its own pose, exposure and processing; the starts take turns."""
 STARTS = "starts.jsonl"
 HASTY = Plan(runs=2, coarse_generations=6, middle_generations=4, fine_iterations=3, finest_iterations=1)
 KINDS = ("start within 15 deg, 30 mm", "few evaluations", "start up to 45 deg, 90 mm", "another patient", "mirrored CT")
@@ -130,11 +131,11 @@ class Bench:
         self.data = data
         self.world = lru_cache(None)(lambda name: WORLDS[name](data))
         self.movable = lru_cache(None)(self._movable)
-        self.taken = lru_cache(4)(self._taken)
+        self.taken = lru_cache(4 * RADIOGRAPHS)(self._taken)
 
     def run(self, name: str, kind: str, number: int) -> Start:
         """One registration, timed."""
-        world, radiograph = self.world(name), number // PER_RADIOGRAPH if kind == KINDS[0] else number % PER_RADIOGRAPH
+        world, radiograph = self.world(name), number % RADIOGRAPHS
         random = np.random.default_rng([SEED, sorted(WORLDS).index(name), [*KINDS, HIPS, WHOLE].index(kind), number])
         taken = self.taken(name, radiograph, kind == HIPS)
         ct = self.movable(name, {"another patient": "other", "mirrored CT": "mirrored", HIPS: "hips"}.get(kind, "own"))

@@ -9,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
 
+from benchmarks.registering import auroc
 from dicomnode.domain.radiograph import Side
 from training.anatomy.ct import CtVolume
 from training.anatomy.population import SHAFT_LEAN_DEG, Pose, femur_rotation
@@ -233,9 +234,12 @@ def test_cma_finds_the_top_of_a_hill_from_each_start_and_climbing_ends_on_it() -
     assert value == pytest.approx(0.0, abs=1e-5)
 
 
-def test_the_true_pose_is_kept(movable: MovableCt) -> None:
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_the_true_pose_is_kept(movable: MovableCt, device: str) -> None:
+    if device == "cuda" and not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
     rigid = replace(movable, femora={})
-    found = register(rigid, picture(rigid, LYING), BEAM, starts=LYING, plan=PLAN)
+    found = register(rigid, picture(rigid, LYING), BEAM, starts=LYING, plan=PLAN, device=device)
     assert (
         projection_distance_mm(
             found.patient_from_ct, motion_of(LYING, movable.centre_mm), movable.pelvis_points_mm, BEAM
@@ -300,3 +304,9 @@ def test_a_missed_pose_says_why() -> None:
 
 def test_confidence_is_one_half_on_the_border_of_a_rule() -> None:
     assert Rule((0.0, 0.0, 0.0), 0.0).confidence(Evidence(0.9, 0.1, 0.0, 0.0)) == 0.5
+
+
+def test_the_area_under_the_curve_is_the_share_of_pairs_in_order() -> None:
+    assert auroc([0.9, 0.4, 0.6, 0.1], [True, True, False, False]) == pytest.approx(3 / 4)
+    assert auroc([1.0, 1.0], [True, False]) == pytest.approx(0.5)
+    assert math.isnan(auroc([1.0, 0.5], [True, True]))

@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -76,7 +77,7 @@ def tissues(phantom: Phantom) -> Tissues:
     return tissues_of(phantom)
 
 
-def at(tissues: Tissues, volume: NDArray[np.float32], point_mm: NDArray[np.float64]) -> float:
+def at(tissues: Tissues, volume: NDArray[Any], point_mm: NDArray[np.float64]) -> float:
     x, y, z = np.rint((np.linalg.inv(tissues.patient_from_voxel) @ [*point_mm, 1])[:3]).astype(int)
     return float(volume[z, y, x])
 
@@ -204,6 +205,16 @@ def test_one_hip_alone_has_its_side(tissues: Tissues, side: Side) -> None:
     classes[classes == 3] = 0
     named = with_sides(classes, tissues.patient_from_voxel)
     assert set(np.unique(named)) == ({0, 1, 3} if side is Side.RIGHT else {0, 2, 4})
+
+
+def test_a_vertebra_is_no_femur(tissues: Tissues) -> None:
+    """Taken for a femur by the network and larger than any, it lies in the middle."""
+    classes = label_values(tissues.shares)
+    expected = with_sides(classes, tissues.patient_from_voxel)
+    middle = classes.shape[2] // 2
+    classes[-40:, 40:90, middle - 12 : middle + 14] = 1
+    named = with_sides(classes, tissues.patient_from_voxel)
+    assert (named == expected).all()
 
 
 def test_crumbs_are_no_structure() -> None:

@@ -174,7 +174,8 @@ def register(
     all_mm, similarity = refine(_jointed(finest, sides, plan.measure), all_mm, plan.finest_iterations, all_bounds)
     evidence = _evidence(_jointed(middle, sides, Measure.PATCHES), all_mm, spread_mm)
     turns = {side: all_mm[6 + 3 * number : 9 + 3 * number] / LEVER_MM for number, side in enumerate(sides)}
-    return _result(ct, all_mm[:6] * UNITS, turns, similarity, evidence)
+    pose = _poses(torch.from_numpy(all_mm[:6])[None])[0][0].numpy()
+    return _result(ct, pose, turns, similarity, evidence)
 
 
 def _rigid(scene: Scene, measure: Measure) -> Likeness:

@@ -66,7 +66,7 @@ def _named(classes: NDArray[np.uint8], subject: Subject, patient_from_voxel: NDA
     """Sides by the phantom's own midsagittal plane."""
     toward_left = pelvis_rotation(subject)[:, 0] @ patient_from_voxel[:3, :3]
     offset = pelvis_rotation(subject)[:, 0] @ patient_from_voxel[:3, 3]
-    z, y, x = np.indices(classes.shape, sparse=True)
+    z, y, x = np.ogrid[: classes.shape[0], : classes.shape[1], : classes.shape[2]]
     left = toward_left[0] * x + toward_left[1] * y + toward_left[2] * z + offset > 0
     values = np.select([classes == 1, classes == 2, classes == 3], [1 + left, 3 + left, 5], 0)
     return np.asarray(values, np.uint16)

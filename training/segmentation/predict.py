@@ -78,10 +78,10 @@ def to_grid(ct: CtVolume, voxel_mm: float) -> tuple[NDArray[np.float32], NDArray
     sigma = np.sqrt(np.maximum(voxel_mm**2 - spacing_mm**2, 0) / 12) / spacing_mm
     smooth = ndimage.gaussian_filter(ct.hu, sigma, mode="nearest") if sigma.max() > 0.1 else ct.hu
     corners = np.array([[*(np.array(ct.hu.shape[::-1]) * share - 0.5), 1] for share in np.ndindex(2, 2, 2)])
-    corners_mm = (corners @ ct.patient_from_voxel.T)[:, :3]
+    corners_mm = np.asarray((corners @ ct.patient_from_voxel.T)[:, :3], np.float64)
     low, high = corners_mm.min(axis=0), corners_mm.max(axis=0)
     size = np.maximum(np.rint((high - low) / voxel_mm).astype(int), 1)
-    matrix = np.diag([voxel_mm, voxel_mm, voxel_mm, 1.0])
+    matrix = np.eye(4) * [voxel_mm, voxel_mm, voxel_mm, 1.0]
     matrix[:3, 3] = (low + high) / 2 - (size - 1) / 2 * voxel_mm
     hu = _resampled(smooth, np.linalg.inv(ct.patient_from_voxel) @ matrix, tuple(size[::-1]), AIR_HU)
     return hu, matrix

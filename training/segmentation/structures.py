@@ -15,11 +15,16 @@ LEAST_BETWEEN_HIPS_MM = 85.0
 """Two hip bones' centres lie about 150 mm apart, halves of one at most half as far; own choice."""
 
 
+LEAST_ASIDE_MM = 45.0
+"""The middle of no femur lies so near to the midsagittal plane (heads: 74 mm or more in the phantoms); vertebrae do."""
+
+
 def with_sides(classes: NDArray[np.uint8], patient_from_voxel: NDArray[np.float64]) -> NDArray[np.uint8]:
     """Name the bones: (z, y, x) values of `NAMES`, 0 elsewhere, from (z, y, x) classes.
 
     Where both hip bones are in the field, the plane half-way between their centres parts left and right. Where one is, the femur
-    lies lateral of it. Of each structure only the largest connected component is kept, if it has at least `LEAST_CM3`.
+    lies lateral of it. Vertebrae that were taken for a femur give themselves away by lying in the middle. Of each structure only
+    the largest connected component is kept, if it has at least `LEAST_CM3`.
     """
     spacing_mm = np.linalg.norm(patient_from_voxel[:3, :3], axis=0)
     voxel_cm3 = float(np.prod(spacing_mm)) / 1000
@@ -27,7 +32,10 @@ def with_sides(classes: NDArray[np.uint8], patient_from_voxel: NDArray[np.float6
     sacrum = _largest(classes == SACRUM, voxel_cm3)
     hips = _pieces(classes == HIP, voxel_cm3)
     femora = _pieces(classes == FEMUR, voxel_cm3)
-    plane = _halving_plane(hips, patient_from_voxel) or _side_of_one(hips, femora, sacrum, patient_from_voxel)
+    halving = _halving_plane(hips, patient_from_voxel)
+    if halving is not None:
+        femora &= ~_near_plane(femora, patient_from_voxel, halving)
+    plane = halving or _side_of_one(hips, femora, sacrum, patient_from_voxel)
     found[sacrum] = 5
     for pieces, right in ((femora, 1), (hips, 3)):
         left_of = _left_of(pieces, patient_from_voxel, plane, by_voxel=right == 3)
@@ -78,6 +86,16 @@ def _halving_plane(hips: NDArray[np.bool_], patient_from_voxel: NDArray[np.float
     if between[0] < LEAST_BETWEEN_HIPS_MM:
         return None
     return centres.mean(axis=0), between / np.linalg.norm(between)
+
+
+def _near_plane(mask: NDArray[np.bool_], patient_from_voxel: NDArray[np.float64], plane: Plane) -> NDArray[np.bool_]:
+    """(z, y, x) True in connected pieces whose middle lies within `LEAST_ASIDE_MM` of the plane."""
+    pieces, _ = ndimage.label(mask)
+    numbers = pieces[mask]
+    aside_mm = (_points_mm(mask, patient_from_voxel) - plane[0]) @ plane[1]
+    sums = np.bincount(numbers, weights=aside_mm, minlength=pieces.max() + 1)
+    middles = sums / np.maximum(np.bincount(numbers, minlength=pieces.max() + 1), 1)
+    return np.asarray(mask & (np.abs(middles) < LEAST_ASIDE_MM)[pieces], np.bool_)
 
 
 def _side_of_one(
