@@ -27,6 +27,7 @@ from training.export import export
 from training.ladders.command import ladders_command
 from training.pairs import Pairs, load_pairs, make_pairs
 from training.projection.radiograph import Exposure
+from training.segmentation.cli import app as segmentation
 from training.simulate_dx import DEFAULT_PROCESSING
 from training.split import split_subjects
 from training.train import train
@@ -36,6 +37,7 @@ app = typer.Typer(
     no_args_is_help=True, add_completion=False, help=__doc__, context_settings={"help_option_names": ["-h", "--help"]}
 )
 app.command(name="ladders")(ladders_command)
+app.add_typer(segmentation, name="segmentation")
 console = Console()
 
 Config = Annotated[Path, typer.Option("--config", "-c", help="The run's TOML file.")]

@@ -1,7 +1,6 @@
-"""`python -m training.segmentation`: train the Bayesian U-Net on phantoms, evaluate it, segment a CT."""
+"""Train a Bayesian U-Net on phantoms as CT, evaluate it, segment a CT: `python -m training segmentation`."""
 
 import json
-import logging
 import subprocess
 import time
 from pathlib import Path
@@ -15,7 +14,6 @@ from rich.console import Console
 from rich.table import Table
 from tqdm import tqdm
 
-from dicomnode.errors import DicomNodeError
 from training.anatomy.ct import read_ct, sitk
 from training.anatomy.labels import LabelMap
 from training.anatomy.population import draw_subject
@@ -195,13 +193,3 @@ def _print(summary: Summary) -> None:
         f"uncertainty: {warning.failures} of {warning.n} structures under Dice {FAILURE_DICE}, AUROC {area};"
         f" predicted Dice: r {warning.pearson_r:.3f}, mean error {warning.mean_absolute_error:.3f}"
     )
-
-
-def main() -> None:
-    """Entry point: errors of ours are one line that says what to do."""
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
-    try:
-        app()
-    except DicomNodeError as error:
-        console.print(f"[red]error:[/red] {error}", highlight=False)
-        raise SystemExit(2) from error

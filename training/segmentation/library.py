@@ -89,7 +89,7 @@ def load_tissues(file: Path) -> Tissues:
 
 def _stored(file: Path) -> NDArray[np.uint8]:
     if not file.exists():
-        raise ConfigurationError(f"{file} does not exist; run `python -m training.segmentation train` to make phantoms")
+        raise ConfigurationError(f"{file} does not exist; run `python -m training segmentation train` to make phantoms")
     stored: NDArray[np.uint8] = np.load(file, mmap_mode="r")
     return stored
 

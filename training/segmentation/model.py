@@ -55,7 +55,7 @@ def load_model(folder: Path) -> SegmentationModel:
         stored = (folder / "weights.safetensors").read_bytes()
     except (OSError, ValueError) as error:
         raise BundleError(
-            f"{folder} holds no segmentation: {error}; `python -m training.segmentation evaluate` makes one"
+            f"{folder} holds no segmentation: {error}; `python -m training segmentation evaluate` makes one"
         ) from error
     if document.get("format") != FORMAT:
         raise BundleError(f"{folder}: format {document.get('format')}, expected {FORMAT}: made by another version")

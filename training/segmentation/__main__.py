@@ -1,5 +1,0 @@
-"""`python -m training.segmentation`."""
-
-from training.segmentation.cli import main
-
-main()
