@@ -187,7 +187,8 @@ def _export(run: RunConfiguration, folder: Path, output: Path, whole: int) -> No
 def _print(summary: Summary, folder: Path) -> None:
     table = Table(title="Held-out phantoms, simulated radiographs: says nothing about patients", box=SIMPLE_HEAD)
     for heading in ("region", "quantity", "n", "r", "ICC", "slope", "RMSE", "bias"):
-        table.add_column(heading, justify="left" if heading in ("region", "quantity") else "right", no_wrap=True)
+        text = heading in ("region", "quantity")  # folded where the terminal is narrow; figures never are
+        table.add_column(heading, justify="left" if text else "right", no_wrap=not text)
     for region, quantities in summary.agreement.items():
         for name, a in quantities.items():
             table.add_row(

@@ -65,8 +65,9 @@ def export(
         folder: the bundle's folder; gets `weights.safetensors`, `model.json`, `MODEL_CARD.md` and `evaluation/`.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    commit = _commit()  # before anything is written: the bundle itself must not make the tree dirty
     digest = _write_weights(weights, folder / "weights.safetensors")
-    document = _document(run, split, digest)
+    document = _document(run, split, digest, commit)
     _write(folder, document, _OPEN, Intervals({}, {}), {})
     open_cases, readings = evaluate(Predictor(load_bundle(folder)), pairs, split.validation, run.seed)
     limits = find_limits(readings)
@@ -136,7 +137,7 @@ def _write_weights(weights: Path, path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def _document(run: RunConfiguration, split: Split, digest: str) -> dict[str, Any]:
+def _document(run: RunConfiguration, split: Split, digest: str, commit: str) -> dict[str, Any]:
     return {
         "format": FORMAT,
         "name": run.name,
@@ -155,7 +156,7 @@ def _document(run: RunConfiguration, split: Split, digest: str) -> dict[str, Any
         },
         "provenance": {
             "run": asdict(run),
-            "commit": _commit(),
+            "commit": commit,
             "split": {part: [int(numbers[0]), int(numbers[-1])] for part, numbers in asdict(split).items()},
             "torch": torch.__version__,
             "numpy": np.__version__,
