@@ -1,8 +1,8 @@
 """A hospital's pairs, made end to end from simulated cases whose pose is known: `python -m benchmarks.pairing OUTPUT`.
 
-Each case is a person of the phantoms, or with the bones of the reference anatomy: a CT with rods under the patient (bone's marrow is
-water, noise is added, no scanner is modelled), a label map, and a DX object of the same person turned and shifted, with hips that
-moved. The command's own functions make pairs of them twice: with the pose that the registration finds, and with the true one.
+Each case is a person of the phantoms, or with the bones of the reference anatomy: a CT with rods under the patient (bone's marrow
+is water, noise is added, no scanner is modelled), a label map, and a DX object of the same person turned and shifted, with hips
+that moved. The command's own functions make pairs of them twice: with the pose that the registration finds, and with the true one.
 """
 
 import argparse
@@ -72,10 +72,10 @@ def main() -> None:
     indices = _plain_people(options.seed, options.cases)
     for index in tqdm(indices, desc="cases", unit="case"):
         person = _person(options.anatomy, options.seed, index)
-        case = f"case{index}"
-        poses[case], moved = _write_case(person, options.output, case, options.seed)
-        direct[case] = {str(hip.figures["side"]): hip.figures for hip in make_targets(moved).hips}
-        lines.append([case, f"{case}.nii.gz", f"{case}.dcm", f"{case}_labels.nii.gz", str(RODS.resolve())])
+        name = f"case{index}"
+        poses[name], moved = _write_case(person, options.output, name, options.seed)
+        direct[name] = {str(hip.figures["side"]): hip.figures for hip in make_targets(moved).hips}
+        lines.append([name, f"{name}.nii.gz", f"{name}.dcm", f"{name}_labels.nii.gz", str(RODS.resolve())])
     with (options.output / "table.csv").open("w", newline="") as file:
         csv.writer(file).writerows([["case", "ct", "radiograph", "labels", "phantom"], *lines])
     cases = read_table(options.output / "table.csv")
@@ -95,7 +95,7 @@ def main() -> None:
 
 def _plain_people(seed: int, count: int) -> list[int]:
     """People without metal, from the front, whose hips a CT of this size holds."""
-    found = []
+    found: list[int] = []
     index = 0
     while len(found) < count:
         subject = draw_subject(seed, index)

@@ -2,7 +2,8 @@
 
 Columns: `case` (letters, digits, - and _; never a name), `ct` (NIfTI file or folder of one DICOM series), `radiograph` (DICOM
 file); and, where there are such, `labels` (NIfTI with JSON, or a folder of masks), `phantom` (TOML of the rods in the CT),
-`sdd_mm`, `spd_mm` (where the header does not say), `dxa_maker`, and `dxa_<side>_<region>_g_cm2`, `qct_<side>_<region>_mg_cm3` such
+`kilovolt`, `sdd_mm`, `spd_mm` (where
+the headers of CT and radiograph do not say), `dxa_maker`, and `dxa_<side>_<region>_g_cm2`, `qct_<side>_<region>_mg_cm3` such
 as `dxa_left_total_hip_g_cm2`. Paths are relative to the table. Empty cells are nothing.
 """
 
@@ -16,6 +17,7 @@ from dicomnode.domain.measurement import Region
 from dicomnode.domain.radiograph import Side
 from dicomnode.errors import ConfigurationError
 
+NUMBERS = ("kilovolt", "sdd_mm", "spd_mm")
 FILES = ("ct", "radiograph", "labels", "phantom")
 SIDES = {"right": Side.RIGHT, "left": Side.LEFT}
 _CASE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
@@ -30,6 +32,8 @@ class Case:
     radiograph: Path
     labels: Path | None = None
     phantom: Path | None = None
+    kilovolt: float | None = None
+    """Of the CT; used without a phantom."""
     sdd_mm: float | None = None
     spd_mm: float | None = None
     dxa_maker: str | None = None
@@ -53,13 +57,13 @@ def read_table(path: Path) -> tuple[Case, ...]:
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise ConfigurationError(f"{path} is no readable CSV file: {error}") from error
     values = _value_columns()
-    known = {"case", "sdd_mm", "spd_mm", "dxa_maker", *FILES, *values}
+    known = {"case", "dxa_maker", *NUMBERS, *FILES, *values}
     unknown = [column for column in columns if column not in known]
     missing = [column for column in ("case", "ct", "radiograph") if column not in columns]
     if unknown or missing:
         raise ConfigurationError(
             f"{path}: " + (f"unknown column {unknown[0]!r}" if unknown else f"no column {missing[0]!r}")
-            + f"; known are case, {', '.join(FILES)}, sdd_mm, spd_mm, dxa_maker, and such as {next(iter(values))}"
+            + f"; known are case, {', '.join((*FILES, *NUMBERS))}, dxa_maker, and such as {next(iter(values))}"
         )  # fmt: skip
     cases = tuple(_case(line, f"{path}, line {number}", path.parent) for number, line in enumerate(lines, start=2))
     names = [case.case.lower() for case in cases]
@@ -97,15 +101,16 @@ def _case(line: Mapping[str, str | None], place: str, folder: Path) -> Case:
         raise ConfigurationError(
             f"{place}: case {name} has DXA values but no dxa_maker; makers differ by 10 % and more"
         )
-    distances = {key: _positive(cells, key, place) if key in cells else None for key in ("sdd_mm", "spd_mm")}
+    numbers = {key: _positive(cells, key, place) if key in cells else None for key in NUMBERS}
     return Case(
         name,
         folder / cells["ct"],
         folder / cells["radiograph"],
         files["labels"],
         files["phantom"],
-        distances["sdd_mm"],
-        distances["spd_mm"],
+        numbers["kilovolt"],
+        numbers["sdd_mm"],
+        numbers["spd_mm"],
         cells.get("dxa_maker"),
         values["dxa"],
         values["qct"],
