@@ -24,6 +24,9 @@ from training.calibration.tissues import calibrate_by_tissues
 from training.config import RunConfiguration, load_run
 from training.evaluate import QUANTITY_LABELS, Summary, evaluate, summarise, write_evaluation
 from training.export import export
+from training.hospital.make import Tools, fit_dxa_lines, make_hospital_pairs, register_by_similarity
+from training.hospital.report import reports_table
+from training.hospital.table import read_table
 from training.ladders.command import ladders_command
 from training.pairs import Pairs, load_pairs, make_pairs
 from training.projection.radiograph import Exposure
@@ -142,6 +145,24 @@ def calibrate(
         console.print(f"[yellow]doubtful[/]  {doubt}", soft_wrap=True)
     write_calibration(calibration, output)
     console.print(f"written   {output}")
+
+
+@app.command()
+def hospital(
+    table: Annotated[Path, typer.Argument(help="CSV file with a line per case; see training/hospital/table.py.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Where pairs and reports go.")] = Path("runs/hospital"),
+) -> None:
+    """Make pairs of a hospital's own CTs and radiographs; goes on where it was interrupted."""
+    cases = read_table(table)
+    with tqdm(total=len(cases), desc="cases", unit="case") as progress:
+        reports = make_hospital_pairs(cases, output, Tools(register_by_similarity), lambda _: progress.update())
+    console.print(reports_table(reports))
+    for line in fit_dxa_lines(cases, reports, output):
+        console.print(
+            f"{line.maker}, {line.region.replace('_', ' ')}: DXA = {line.intercept_g_cm2:.4f} + {line.slope:.4f} x CT g/cm2,"
+            f" n {line.n}, r {line.r:.3f}, SEE {line.see_g_cm2:.4f} g/cm2"
+        )
+    console.print(f"Reports, pictures and pairs: {output}")
 
 
 @app.command()

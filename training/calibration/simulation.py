@@ -108,6 +108,14 @@ def subject_ct(
     return CtVolume(hu, patient_from_voxel)
 
 
+def resampled_onto(structure: Structure, ct: CtVolume) -> NDArray[np.float32]:
+    """A structure on the grid of a CT whose axes are the patient's, linearly interpolated; 0 beyond its own grid."""
+    grid = sitk.Image([int(n) for n in ct.hu.shape[::-1]], sitk.sitkFloat32)
+    grid.SetSpacing(np.diag(ct.patient_from_voxel)[:3].tolist())
+    grid.SetOrigin(ct.patient_from_voxel[:3, 3].tolist())
+    return _resampled(structure, grid)
+
+
 def _resampled(structure: Structure, grid: Any) -> NDArray[np.float32]:
     matrix = structure.patient_from_voxel
     spacing_mm = np.linalg.norm(matrix[:3, :3], axis=0)

@@ -1,0 +1,156 @@
+"""One hip of a registered CT in the measurement frame, beside the real radiograph: what training learns from."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dicomnode.domain.object_plane import object_plane
+from dicomnode.domain.radiograph import Radiograph, Side
+from dicomnode.errors import DicomNodeError
+from dicomnode.inference.frame import SPACING_MM, Label, image_from_frame, resample
+from training.anatomy.femur import FemurLandmarks
+from training.anatomy.regions import label_regions, project_landmarks
+from training.anatomy.volume import Structure
+from training.projection.geometry import ConeBeam, anteroposterior, detector_depths, detector_from_patient
+from training.projection.projector import project_structures
+from training.targets import MARGIN_PX, SHAPE, canonical_figures, hip_beam, region_figures
+
+NOMINAL_SDD_MM = 1150.0
+"""Where nothing is stated. Source: EUR 16260 EN (1996), pelvis: 115 cm."""
+
+
+class NoGeometry(DicomNodeError):
+    """The radiograph does not say how large its pixels are; the message says what to add."""
+
+
+@dataclass(frozen=True)
+class RealHip:
+    """One hip in the frame with its margin, as in `training.targets.HipTarget`; the radiograph is a real one."""
+
+    image: NDArray[np.float16]
+    """(rows, columns), larger is more attenuation, 0..1 over the whole radiograph."""
+    inside: NDArray[np.bool_]
+    """(rows, columns) where the radiograph was exposed."""
+    targets: NDArray[np.float16]
+    """(3, rows, columns) femur density g/cm2, femur path cm, pelvis density g/cm2."""
+    labels: NDArray[np.uint8]
+    figures: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class CalibratedBones:
+    """The bones of a CT, in its frame."""
+
+    femora: Mapping[Side, tuple[Structure, Structure]]
+    """Mineral (g/cm3) and volume of each femur."""
+    pelvis: Structure
+    """Mineral (g/cm3)."""
+    landmarks: Mapping[Side, FemurLandmarks]
+
+
+@dataclass(frozen=True)
+class Registered:
+    """Where the patient of a CT lay when the radiograph was taken: 4 x 4 motions, patient from CT."""
+
+    pelvis: NDArray[np.float64]
+    femora: Mapping[Side, NDArray[np.float64]]
+    similarity: float
+    confidence: float
+    """0..1."""
+    failure: str | None
+    """Why the poses are not to be used."""
+
+
+def nominal_beam(
+    radiograph: Radiograph, isocentre_mm: NDArray[np.float64], sdd_mm: float | None, spd_mm: float | None
+) -> tuple[ConeBeam, tuple[str, ...]]:
+    """The geometry as header or table state it; the central ray is taken to meet the middle of the image.
+
+    A central ray that met another pixel is, to a good part, taken up by the registration's shift.
+
+    Returns:
+        The beam, and what had to be assumed.
+
+    Raises:
+        NoGeometry: no pixel size in the header, or pixels that are no squares.
+    """
+    plane = object_plane(radiograph.geometry)
+    if plane is None:
+        raise NoGeometry("the radiograph states no pixel size (Imager Pixel Spacing); export it with its full header")
+    if abs(plane.spacing_mm[0] / plane.spacing_mm[1] - 1) > 0.01:
+        raise NoGeometry(f"the radiograph's pixels measure {plane.spacing_mm} mm, expected squares")
+    doubts = [] if plane.source != "assumed" or spd_mm is not None else [plane.note]
+    sdd = sdd_mm or radiograph.geometry.sdd_mm
+    if sdd is None:
+        sdd = NOMINAL_SDD_MM
+        doubts.append(f"the distance from source to detector is not known, {NOMINAL_SDD_MM:g} mm is assumed")
+    magnification = plane.magnification if plane.magnification > 1 else 1.1
+    spd = spd_mm or radiograph.geometry.spd_mm or sdd / magnification
+    object_spacing_mm = plane.spacing_mm[0]
+    if plane.source != "calibrated" and radiograph.geometry.detector_spacing_mm is not None:
+        object_spacing_mm = radiograph.geometry.detector_spacing_mm[0] * spd / sdd
+    rows, columns = radiograph.image.shape
+    return anteroposterior(isocentre_mm, sdd, spd, object_spacing_mm, (rows, columns)), tuple(doubts)
+
+
+def exposed(image: NDArray[np.float32]) -> NDArray[np.bool_]:
+    """The rectangle within the collimator's border, whose rows and columns are all of one value."""
+    span = float(np.ptp(image)) or 1.0
+    rows, columns = (np.flatnonzero(np.ptp(image, axis=axis) > 0.02 * span) for axis in (1, 0))
+    inside = np.zeros(image.shape, np.bool_)
+    if len(rows) and len(columns):
+        inside[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1] = True
+    return inside
+
+
+def real_hip(
+    bones: CalibratedBones, registered: Registered, radiograph: Radiograph, beam: ConeBeam, side: Side
+) -> RealHip:
+    """Project one hip into the frame, and cut the radiograph to it."""
+    motion = registered.femora[side]
+    points = bones.landmarks[side].moved(motion)
+    cut = hip_beam(beam, points.head_centre, side)
+    mineral, volume = (Structure(s.name, s.values, s.unit, motion @ s.patient_from_voxel) for s in bones.femora[side])
+    pelvis = bones.pelvis
+    moved = Structure(pelvis.name, pelvis.values, pelvis.unit, registered.pelvis @ pelvis.patient_from_voxel)
+    images = project_structures((mineral, volume, moved), cut, parallel=False)
+    density, path = images[mineral.name], images[volume.name]
+    labels = label_regions(path, project_landmarks(points, cut, SPACING_MM))
+    image, inside = _cut_image(radiograph, beam, points.head_centre, side)
+    return RealHip(
+        image=image.astype(np.float16),
+        inside=inside,
+        targets=np.stack([density, path, images[moved.name]]).astype(np.float16),
+        labels=labels,
+        figures={
+            "side": str(side),
+            "regions": region_figures(density, path, labels, SPACING_MM),
+            "canonical": canonical_figures(bones.femora[side], bones.landmarks[side]),
+            "seen_share": _seen_share(labels, inside),
+        },
+    )
+
+
+def _cut_image(
+    radiograph: Radiograph, beam: ConeBeam, head_mm: NDArray[np.float64], side: Side
+) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+    row, column = detector_from_patient(head_mm[None], beam)[0] + 0.5
+    depth = float(detector_depths(head_mm, beam))
+    spacing_mm = (beam.detector_spacing_mm[0] * depth, beam.detector_spacing_mm[1] * depth)
+    margin = np.eye(3)
+    margin[:2, 2] = -MARGIN_PX
+    image_from_stored = image_from_frame((float(column), float(row)), side, spacing_mm) @ margin
+    low, high = float(radiograph.image.min()), float(radiograph.image.max())
+    scaled = (radiograph.image - low) / max(high - low, 1e-6)
+    image, on_image = resample(np.asarray(scaled, np.float32), image_from_stored, SHAPE)
+    field, _ = resample(exposed(radiograph.image).astype(np.float32), image_from_stored, SHAPE)
+    return image, on_image & (field > 0.5)
+
+
+def _seen_share(labels: NDArray[np.uint8], inside: NDArray[np.bool_]) -> float:
+    """Share of the total hip's pixels that the radiograph shows."""
+    total = (labels != Label.BACKGROUND) & (labels != Label.SHAFT) & (labels != Label.HEAD)
+    return float((total & inside).sum() / total.sum()) if total.any() else 0.0

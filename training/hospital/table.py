@@ -1,0 +1,127 @@
+"""The table that a hospital fills in: one line per case, files and reference values.
+
+Columns: `case` (letters, digits, - and _; never a name), `ct` (NIfTI file or folder of one DICOM series), `radiograph` (DICOM
+file); and, where there are such, `labels` (NIfTI with JSON, or a folder of masks), `phantom` (TOML of the rods in the CT),
+`kilovolt`, `sdd_mm`, `spd_mm` (where
+the headers of CT and radiograph do not say), `dxa_maker`, and `dxa_<side>_<region>_g_cm2`, `qct_<side>_<region>_mg_cm3` such
+as `dxa_left_total_hip_g_cm2`. Paths are relative to the table. Empty cells are nothing.
+"""
+
+import csv
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from dicomnode.domain.measurement import Region
+from dicomnode.domain.radiograph import Side
+from dicomnode.errors import ConfigurationError
+
+NUMBERS = ("kilovolt", "sdd_mm", "spd_mm")
+FILES = ("ct", "radiograph", "labels", "phantom")
+SIDES = {"right": Side.RIGHT, "left": Side.LEFT}
+_CASE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
+
+
+@dataclass(frozen=True)
+class Case:
+    """One line of the table."""
+
+    case: str
+    ct: Path
+    radiograph: Path
+    labels: Path | None = None
+    phantom: Path | None = None
+    kilovolt: float | None = None
+    """Of the CT; used without a phantom."""
+    sdd_mm: float | None = None
+    spd_mm: float | None = None
+    dxa_maker: str | None = None
+    dxa_g_cm2: Mapping[tuple[Side, Region], float] = field(default_factory=dict)
+    """Areal density by densitometer."""
+    qct_mg_cm3: Mapping[tuple[Side, Region], float] = field(default_factory=dict)
+    """Volumetric density by another program."""
+
+
+def read_table(path: Path) -> tuple[Case, ...]:
+    """Read and check the whole table before anything is made.
+
+    Raises:
+        ConfigurationError: unreadable, a column that is not known, a case named twice or so that it could be a name or a path,
+            or a value that is no number; the message names the line.
+    """
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            reader = csv.DictReader(file)
+            columns, lines = reader.fieldnames or [], list(reader)
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise ConfigurationError(f"{path} is no readable CSV file: {error}") from error
+    values = _value_columns()
+    known = {"case", "dxa_maker", *NUMBERS, *FILES, *values}
+    unknown = [column for column in columns if column not in known]
+    missing = [column for column in ("case", "ct", "radiograph") if column not in columns]
+    if unknown or missing:
+        raise ConfigurationError(
+            f"{path}: " + (f"unknown column {unknown[0]!r}" if unknown else f"no column {missing[0]!r}")
+            + f"; known are case, {', '.join((*FILES, *NUMBERS))}, dxa_maker, and such as {next(iter(values))}"
+        )  # fmt: skip
+    cases = tuple(_case(line, f"{path}, line {number}", path.parent) for number, line in enumerate(lines, start=2))
+    names = [case.case.lower() for case in cases]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise ConfigurationError(f"{path}: the case {twice[0]!r} stands there twice; each needs its own identifier")
+    return cases
+
+
+def _value_columns() -> dict[str, tuple[str, tuple[Side, Region]]]:
+    """Column to kind, side and region."""
+    return {
+        f"{kind}_{word}_{region.value}_{unit}": (kind, (side, region))
+        for kind, unit in (("dxa", "g_cm2"), ("qct", "mg_cm3"))
+        for word, side in SIDES.items()
+        for region in Region
+    }
+
+
+def _case(line: Mapping[str, str | None], place: str, folder: Path) -> Case:
+    cells = {key: value.strip() for key, value in line.items() if isinstance(value, str) and value.strip()}
+    name = cells.get("case", "")
+    if not _CASE.fullmatch(name):
+        raise ConfigurationError(
+            f"{place}: case {name!r}, expected an identifier of letters, digits, - and _ (no name)"
+        )
+    if "ct" not in cells or "radiograph" not in cells:
+        raise ConfigurationError(f"{place}: case {name} lacks its {'ct' if 'ct' not in cells else 'radiograph'}")
+    files = {key: folder / cells[key] if key in cells else None for key in FILES}
+    values: dict[str, dict[tuple[Side, Region], float]] = {"dxa": {}, "qct": {}}
+    for column, (kind, key) in _value_columns().items():
+        if column in cells:
+            values[kind][key] = _positive(cells, column, place)
+    if values["dxa"] and "dxa_maker" not in cells:
+        raise ConfigurationError(
+            f"{place}: case {name} has DXA values but no dxa_maker; makers differ by 10 % and more"
+        )
+    numbers = {key: _positive(cells, key, place) if key in cells else None for key in NUMBERS}
+    return Case(
+        name,
+        folder / cells["ct"],
+        folder / cells["radiograph"],
+        files["labels"],
+        files["phantom"],
+        numbers["kilovolt"],
+        numbers["sdd_mm"],
+        numbers["spd_mm"],
+        cells.get("dxa_maker"),
+        values["dxa"],
+        values["qct"],
+    )
+
+
+def _positive(cells: Mapping[str, str], column: str, place: str) -> float:
+    try:
+        value = float(cells[column])
+    except ValueError:
+        value = float("nan")
+    if not 0 < value < float("inf"):
+        raise ConfigurationError(f"{place}: {column} {cells[column]!r}, expected a number above 0")
+    return value
