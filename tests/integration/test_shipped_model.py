@@ -37,7 +37,7 @@ def test_the_truth_of_the_example_lies_within_the_interval_of_what_is_read(
     measurement: Measurement, phantom: int
 ) -> None:
     hips = make_targets(make_phantom(draw_subject(RUN.pairs.seed, phantom))).hips
-    truth = {(hip.figures["side"], region): hip.figures["regions"][region] for hip in hips for region in Region}
+    truth = {(hip.figures["side"], region): hip.figures["canonical"][region] for hip in hips for region in Region}
     read = [(hip.side, region) for hip in measurement.hips for region in hip.regions]
     assert len(read) == len(truth) == 8
     for side, region in read:
