@@ -303,7 +303,7 @@ def test_a_missed_pose_says_why() -> None:
 
 
 def test_confidence_is_one_half_on_the_border_of_a_rule() -> None:
-    assert Rule((0.0, 0.0, 0.0), 0.0).confidence(Evidence(0.9, 0.1, 0.0, 0.0)) == 0.5
+    assert Rule((0.0, 0.0, 0.0, 0.0), 0.0).confidence(Evidence(0.9, 0.1, 0.0, 0.0)) == 0.5
 
 
 def test_the_area_under_the_curve_is_the_share_of_pairs_in_order() -> None:
