@@ -14,8 +14,12 @@ from training.anatomy.atlas import (
     load,
     shape_model_femur,
 )
+from training.anatomy.ct import read_ct
+from training.anatomy.ct_femur import ct_subject
+from training.anatomy.labels import read_labels
 from training.anatomy.mesh import UnusableMesh
 from training.anatomy.phantom import Phantom
+from training.calibration.tissues import calibrate_by_tissues
 from training.targets import canonical_figures, make_targets
 
 
@@ -92,3 +96,19 @@ def test_more_mineral_in_the_person_is_more_mineral_in_the_figures(reference_dat
 def test_a_folder_without_the_anatomy_says_what_is_missing(tmp_path: Path) -> None:
     with pytest.raises(UnusableAtlas, match=r"femur_ssm\.npz does not exist"):
         atlas_subject(tmp_path, 1, 0)
+
+
+def test_a_femur_of_a_real_tomogram_follows_the_scale_of_its_mineral(reference_data: Path) -> None:
+    ct = read_ct(reference_data / "ct" / "example_ct.nii.gz")
+    labels = read_labels(reference_data / "ct" / "example_ct_labels_v1.nii.gz")
+    calibration = calibrate_by_tissues(ct, 120.0)
+    persons = [
+        ct_subject(reference_data / "anatomy", ct, labels, calibration, Side.RIGHT, 7, 3, scale) for scale in (1.0, 0.6)
+    ]
+    whole, less = (
+        canonical_figures(person.bone("right_femur"), person.landmarks[Side.RIGHT])["total_hip"] for person in persons
+    )
+    assert whole["areal_bmd_g_cm2"] is not None
+    assert less["areal_bmd_g_cm2"] == pytest.approx(0.6 * whole["areal_bmd_g_cm2"], rel=1e-4)
+    assert less["area_cm2"] == whole["area_cm2"]
+    assert 0.3 < whole["areal_bmd_g_cm2"] < 1.3

@@ -66,6 +66,8 @@ class AtlasFemur:
 
     mesh: Mesh
     points: FemurLandmarks
+    own_from_source: NDArray[np.float64]
+    """4 x 4: from the frame that the mesh was given in."""
 
 
 def atlas_subject(folder: Path, seed: int, index: int, source: Source = Source.SHAPE_MODEL) -> Phantom:
@@ -82,8 +84,8 @@ def atlas_subject(folder: Path, seed: int, index: int, source: Source = Source.S
     subject = draw_subject(seed, index)
     random = np.random.default_rng(np.random.SeedSequence([seed, index, list(Source).index(source)]))
     femora = _draw_femora(folder, source, random)
-    voxelised = {hip.side: _voxelised(femora[hip.side], hip.quality, hip.seed) for hip in subject.hips}
-    return place(subject, femora, voxelised, load(folder, "pelvis"), float(random.uniform(*JOINT_SPACE_MM)))
+    volumes = {hip.side: voxelised_femur(femora[hip.side], hip.quality, hip.seed) for hip in subject.hips}
+    return place(subject, femora, volumes, load(folder, "pelvis"), float(random.uniform(*JOINT_SPACE_MM)))
 
 
 @dataclass(frozen=True)
@@ -140,11 +142,19 @@ def shape_model_femur(model: Mapping[str, NDArray[np.float64]], weights_sd: NDAr
     """
     weights = np.zeros(len(model["modes"]))
     weights[: len(weights_sd)] = weights_sd * np.sqrt(model["variance"][: len(weights_sd)])
-    vertices = model["vertices_mean"] + np.tensordot(weights, model["modes"], 1)
     points = model["landmark_mean"] + np.tensordot(weights, model["landmark_modes"], 1)
     named = dict(zip(model["landmark_names"].tolist(), points @ LPS_FROM_RAS[:3, :3], strict=True))
-    mesh = Mesh(np.asarray(vertices, np.float64), model["triangles"].astype(np.int64)).moved(LPS_FROM_RAS)
+    mesh = Mesh(shape_model_vertices(model, weights_sd), model["triangles"].astype(np.int64))
     return in_own_frame(mesh, named["posterior_condyle_lateral"] - named["posterior_condyle_medial"])
+
+
+def shape_model_vertices(
+    model: Mapping[str, NDArray[np.float64]], weights_sd: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """(n, 3) vertices of a drawn shape in the patient's directions (LPS), head of the mean shape at the origin."""
+    weights = weights_sd * np.sqrt(model["variance"][: len(weights_sd)])
+    vertices = model["vertices_mean"] + np.tensordot(weights, model["modes"][: len(weights_sd)], 1)
+    return np.asarray(vertices @ LPS_FROM_RAS[:3, :3], np.float64)
 
 
 def in_own_frame(mesh: Mesh, lateral: NDArray[np.float64]) -> AtlasFemur:
@@ -169,7 +179,7 @@ def in_own_frame(mesh: Mesh, lateral: NDArray[np.float64]) -> AtlasFemur:
     femur_from_source = np.eye(4)
     femur_from_source[:3, :3] = np.stack([across, np.cross(up, across), up])
     femur_from_source[:3, 3] = -femur_from_source[:3, :3] @ points.head_centre
-    return AtlasFemur(mesh.moved(femur_from_source), points.moved(femur_from_source))
+    return AtlasFemur(mesh.moved(femur_from_source), points.moved(femur_from_source), femur_from_source)
 
 
 def _draw_femora(folder: Path, source: Source, random: np.random.Generator) -> dict[Side, AtlasFemur]:
@@ -194,7 +204,7 @@ def _draw_femora(folder: Path, source: Source, random: np.random.Generator) -> d
     raise UnusableAtlas(f"{folder / source}: {MOST_DRAWS} drawn shapes in a row cross themselves; is the file damaged?")
 
 
-def _voxelised(femur: AtlasFemur, quality: BoneQuality, seed: int) -> FemurVolumes:
+def voxelised_femur(femur: AtlasFemur, quality: BoneQuality, seed: int) -> FemurVolumes:
     """Give a femur its cortex and trabeculae on voxels as fine as a phantom's."""
     vertices = femur.mesh.vertices[femur.mesh.vertices[:, 2] > -SHAFT_BELOW_HEAD_MM]
     low, high = vertices.min(axis=0) - 2.0, vertices.max(axis=0) + 2.0

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage, signal
+from scipy.spatial import cKDTree
 
 from dicomnode.domain.radiograph import Side
 from dicomnode.errors import DicomNodeError
@@ -140,6 +141,16 @@ def find_head(femur: Structure) -> Head:
         LandmarksNotFound: no head, or no neck below it.
     """
     return _find_head(_bone(femur))
+
+
+def surface_mm(femur: Structure) -> Points:
+    """(n, 3) points of a femur's surface in patient mm, without those at the border of the volume, where it goes on."""
+    bone = _bone(femur)
+    if not len(bone.cut):
+        return bone.surface
+    spacing_mm = float(np.linalg.norm(femur.patient_from_voxel[:3, :3], axis=0).max())
+    distance, _ = cKDTree(bone.cut).query(bone.surface)
+    return np.asarray(bone.surface[distance > 1.5 * spacing_mm])
 
 
 def _unit(vector: Points) -> Points:
