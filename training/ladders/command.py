@@ -7,12 +7,14 @@ from typing import Annotated
 import numpy as np
 import typer
 from rich.console import Console
+from tqdm import tqdm
 
 from dicomnode.clinical.reference import load_population
 from dicomnode.config import SHIPPED_FOLDER
 from dicomnode.errors import ConfigurationError
 from dicomnode.inference.bundle import SHIPPED, load_bundle
 from dicomnode.inference.predictor import Predictor
+from training.anatomy.atlas import Source, atlas_subject
 from training.config import load_run
 from training.ladders import exposure, groups
 from training.ladders.compression import compression_ladder
@@ -30,6 +32,7 @@ from training.ladders.refusals import (
 from training.ladders.report import Evidence, print_evidence, write_evidence
 from training.pairs import load_pairs
 from training.split import split_subjects
+from training.targets import SubjectTarget, make_targets
 from training.whole import measure_whole
 
 _REFERENCE = SHIPPED_FOLDER / "reference" / "nhanes3.toml"
@@ -56,6 +59,10 @@ def ladders_command(
     files: Annotated[
         Path | None, typer.Option(help="Folder of DICOM files without a measurable hip: each must be refused.")
     ] = None,
+    anatomy: Annotated[
+        Path | None,
+        typer.Option(help="Folder of reference anatomy, see training/anatomy/atlas.py: bones that no phantom has."),
+    ] = None,
     reference: Annotated[Path, typer.Option(help="Reference population for classes.")] = _REFERENCE,
 ) -> None:
     """Show what a bundle does with less dose, other vendors, smaller files, other bodies, poses, and with what must be refused."""
@@ -78,6 +85,8 @@ def ladders_command(
     mineral = [mineral_ladder(read, lying, run.seed), loss_ladder(read, lying, run.seed)]
     repeated, repeatability = repeat(read, lying, run.seed)
     compression = compression_ladder(partial(read_file, predictor), table, whole, run.pairs.seed, run.seed)
+    sources = {} if anatomy is None else {one: _strangers(anatomy, run.pairs.seed, one, persons) for one in Source}
+    shift = [groups.anatomy_ladder(read, everyone, sources, run.seed)] if sources else []
     spoiled = [hip for hip in held_out if not is_native(hip.figures)]
     outcomes = [*native_outcomes(everyone), *spoiled_outcomes(read, [*spoiled, *native], run.seed)]
     outcomes += whole_outcomes(measure_whole(predictor, pairs, subjects[:whole], run.pairs.seed, run.seed))
@@ -87,7 +96,7 @@ def ladders_command(
     evidence = Evidence(
         model=f"{identity.name} {identity.version}, SHA-256 {identity.digest}",
         subjects=f"phantoms {start} to {pairs.count - 1} of population {run.pairs.seed}",
-        ladders=(*climbed, *groups.group_ladders(everyone, table), *mineral),
+        ladders=(*climbed, *groups.group_ladders(everyone, table), *mineral, *shift),
         compression=compression,
         mineral=tuple(mineral_slopes(mineral)),
         repeatability=tuple(repeatability),
@@ -101,3 +110,9 @@ def ladders_command(
         console = Console(width=_PAGE_COLUMNS)
     print_evidence(console, evidence)
     console.print(f"Tables and pictures: {output}")
+
+
+def _strangers(anatomy: Path, population_seed: int, source: Source, persons: int) -> list[SubjectTarget]:
+    """Persons of another population than the pairs', with bones of reference anatomy."""
+    numbers = tqdm(range(persons), desc=source.value, unit="person")
+    return [make_targets(atlas_subject(anatomy, population_seed + 1, number, source)) for number in numbers]
