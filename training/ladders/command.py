@@ -85,7 +85,9 @@ def ladders_command(
     mineral = [mineral_ladder(read, lying, run.seed), loss_ladder(read, lying, run.seed)]
     repeated, repeatability = repeat(read, lying, run.seed)
     compression = compression_ladder(partial(read_file, predictor), table, whole, run.pairs.seed, run.seed)
-    sources = {} if anatomy is None else {one: _strangers(anatomy, run.pairs.seed, one, persons) for one in Source}
+    sources = (
+        {} if anatomy is None else {one.value: _strangers(anatomy, run.pairs.seed, one, persons) for one in Source}
+    )
     shift = [groups.anatomy_ladder(read, everyone, sources, run.seed)] if sources else []
     spoiled = [hip for hip in held_out if not is_native(hip.figures)]
     outcomes = [*native_outcomes(everyone), *spoiled_outcomes(read, [*spoiled, *native], run.seed)]
