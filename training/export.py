@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import save_file
 
 from dicomnode.domain.measurement import Region
+from dicomnode.errors import DicomNodeError
 from dicomnode.inference import intensity
 from dicomnode.inference.bundle import FORMAT, Intervals, Limits, frame_document, load_bundle
 from dicomnode.inference.channels import CANONICAL as STATED
@@ -52,6 +53,12 @@ _OPEN = Limits(
 _LOCATOR_SCORE = 0.3
 _EVEN_ODDS = 0.5
 _LEAST_METAL_CM2 = 0.5
+_FEWEST_READ = 10
+"""Split-conformal intervals of 90 % need nine cases."""
+
+
+class NothingLearned(DicomNodeError):
+    """The networks read too little for a bundle; the message says what to do."""
 
 
 def export(
@@ -70,6 +77,7 @@ def export(
     document = _document(run, split, digest, commit)
     _write(folder, document, _OPEN, Intervals({}, {}), {})
     open_cases, readings = evaluate(Predictor(load_bundle(folder)), pairs, split.validation, run.seed)
+    require_readings(open_cases)
     limits = find_limits(readings)
     intervals = find_intervals(open_cases)
     _write(folder, document, limits, intervals, {})
@@ -81,6 +89,22 @@ def export(
     _write(folder, document, limits, intervals, summary.as_dict())
     (folder / "MODEL_CARD.md").write_text(model_card(json.loads((folder / "model.json").read_text())), encoding="utf-8")
     return summary
+
+
+def require_readings(cases: list[RegionCase]) -> None:
+    """Limits and intervals can be set from what was read alone.
+
+    Raises:
+        NothingLearned: hardly any native validation hip could be read.
+    """
+    for region in Region:
+        native = [case for case in cases if case.region == region.value and case.kind == "native"]
+        read = sum(not case.refused for case in native)
+        if read < _FEWEST_READ:
+            raise NothingLearned(
+                f"{region.value}: {read} of {len(native)} native validation hips could be read, at least {_FEWEST_READ} are needed"
+                " to set limits and intervals; train for more steps, or make more pairs"
+            )
 
 
 def find_limits(readings: list[HipReading]) -> Limits:

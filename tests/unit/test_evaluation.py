@@ -1,6 +1,7 @@
 """From cases to limits, intervals, figures and the model card."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,7 @@ from training.evaluate import (
     summarise,
     write_evaluation,
 )
-from training.export import find_intervals, find_limits
+from training.export import NothingLearned, find_intervals, find_limits, require_readings
 from training.model_card import model_card
 from training.whole import WholeCase
 
@@ -56,6 +57,16 @@ def test_intervals_cover_about_nine_of_ten_and_are_as_wide_as_the_errors_are() -
 
 def abmd(value: float) -> dict[str, float]:
     return {"areal_bmd_g_cm2": value}
+
+
+def test_networks_that_read_next_to_nothing_make_no_bundle() -> None:
+    cases = some_cases(12)
+    require_readings(cases)
+    unread = [
+        replace(case, refused="cut_off", prediction={}, spread={}) if case.subject > 3 else case for case in cases
+    ]
+    with pytest.raises(NothingLearned, match="4 of 12 native validation hips could be read, at least 10"):
+        require_readings(unread)
 
 
 def test_refusals_are_counted_by_kind_and_reason() -> None:
