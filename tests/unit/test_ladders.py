@@ -373,6 +373,7 @@ def test_everything_is_written_and_undefined_figures_are_null(tmp_path: Path) ->
     ]
     slope = mineral_slope([case("1", i, 1.0 + f, 1.0 + f) for i in (1, 2) for f in (0.0, 0.5)], QUANTITY)
     assert slope is not None
+    old = [square_hip(i, age_years=60.0).figures for i in range(20)]
     evidence = Evidence(
         "tiny",
         "none",
@@ -382,13 +383,17 @@ def test_everything_is_written_and_undefined_figures_are_null(tmp_path: Path) ->
         tuple(repeatability(posed)),
         tuple(posed),
         tuple(summarise_refusals([Outcome("x", "1", MEASURED)])),
-        (),
+        tuple(diagnose([case("all", i, 0.5 + i / 40, 0.7) for i in range(20)], old, POPULATION)),
     )
     write_evidence(tmp_path, evidence)
     document = json.loads((tmp_path / "ladders.json").read_text())
     assert document["data"].startswith("simulated")
     assert document["ladders"]["mineral"]["rungs"][0]["agreement"]["bias"] == pytest.approx(0.01)
     assert document["compression_ratios"] == {"a": 1.0, "b": None}
+    page = (tmp_path / "LADDERS.md").read_text().splitlines()
+    assert "not patients" in page[2]
+    assert sum(line.startswith("| b | total hip aBMD") and line.endswith("| 1 of 7 |") for line in page) == 2
+    assert any(line.startswith("AUC for osteoporosis 0.500") for line in page)
     with (tmp_path / "cases.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert sum(row["ladder"] == "mineral" for row in rows) == 13

@@ -20,6 +20,7 @@ from dicomnode.domain.measurement import Reason
 from training.ladders.compression import Compression
 from training.ladders.diagnosis import Diagnosis, Share
 from training.ladders.ladder import Case, Ladder, RungFigures, quantities, truth_and_reading, value_of
+from training.ladders.page import evidence_page
 from training.ladders.persons import MineralSlope, Repeatability
 from training.ladders.reading import is_areal_bmd, label
 from training.ladders.refusals import MEASURED, Refusals
@@ -63,10 +64,12 @@ class Evidence:
 
 
 def write_evidence(folder: Path, evidence: Evidence) -> None:
-    """Write `ladders.json`, `cases.csv`, one picture per ladder (two for mineral), `repeatability.png`, `refusals.png`."""
+    """Write `ladders.json`, `LADDERS.md`, `cases.csv`, one picture per ladder (two for mineral), of repeatability and refusals."""
     folder.mkdir(parents=True, exist_ok=True)
-    document = json.dumps(_finite(evidence.as_dict()), indent=1, ensure_ascii=False, allow_nan=False)
-    (folder / "ladders.json").write_text(document + "\n", encoding="utf-8")
+    document = _finite(evidence.as_dict())
+    text = json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False)
+    (folder / "ladders.json").write_text(text + "\n", encoding="utf-8")
+    (folder / "LADDERS.md").write_text(evidence_page(document), encoding="utf-8")
     with (folder / "cases.csv").open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(("ladder", "rung", "subject", "side", "quantity", "true", "read", "refused"))
