@@ -51,6 +51,8 @@ What became of each kind of hip, judged by the total hip:
 ## Known limits
 - Phantoms are simpler than people: no osteoarthritis, no fracture, no calcification, no clothing.
 - Positions and densities of muscles are not decomposed.
+- Dose, tube, scatter, vendor, file size, body, mineral and pose move the figures: `python -m training ladders` shows by how much
+  (for the shipped bundle: `evaluation/LADDERS.md`).
 
 ## How it was made
 `python -m training build` with seed {run["seed"]}; commit {provenance["commit"]}, torch {provenance["torch"]},

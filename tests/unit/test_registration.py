@@ -171,6 +171,8 @@ def test_a_bone_farther_from_the_tube_keeps_its_density_and_its_area() -> None:
     assert here.areal_bmd_g_cm2 == pytest.approx(0.6, rel=0.06)
     assert there.bmc_g == pytest.approx(here.bmc_g, rel=0.01)
     assert there.areal_bmd_g_cm2 == pytest.approx(here.areal_bmd_g_cm2, rel=0.02)
+    beside = areal_density(block, affine, motion_of(np.array([0, 0, 0, 900.0, 0, 0]), np.zeros(3)), np.zeros(3), beam)
+    assert beside.area_cm2 == 0 and np.isnan(beside.areal_bmd_g_cm2)
 
 
 @pytest.mark.parametrize("side", list(Side))

@@ -1,5 +1,6 @@
 """How far a pose is from a known one, and what that does to a density."""
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -74,8 +75,8 @@ class ArealDensity:
 
     @property
     def areal_bmd_g_cm2(self) -> float:
-        """Mass over area."""
-        return self.bmc_g / self.area_cm2
+        """Mass over area; NaN where the bone is not seen at all."""
+        return self.bmc_g / self.area_cm2 if self.area_cm2 > 0 else math.nan
 
 
 def areal_density(
