@@ -39,8 +39,8 @@ class Rule:
 
 
 SHIPPED = Rule(weights=(2.294, 0.673, 1.759, 0.388), offset=-7.332)
-"""Of `fit` on 270 registrations to simulated radiographs, 199 of them found (`benchmarks.registering`). Calibrate a rule of your own
-on radiographs whose pose is known: two volumes, and no patient, are behind this one."""
+"""Of `fit` on 270 registrations to simulated radiographs, 199 of them found (`benchmarks.registering`). Calibrate a rule of your
+own on radiographs whose pose is known: two volumes, and no patient, are behind this one."""
 LEAST_CONFIDENCE = 0.5
 
 
