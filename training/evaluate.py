@@ -41,6 +41,7 @@ PROJECTED = "projected_areal_bmd_g_cm2"
 CANONICAL = tuple(name for name in QUANTITY_LABELS if name != PROJECTED)
 _LOCATOR_ERROR_SD_MM = 2.0
 """Heads are placed this much beside their place, as the locator would; `inference.predictor` looks twice beyond 3 mm."""
+_MOST_OFFSET_PX = 8
 _SIMULATED = "simulated radiographs of phantoms, not patients"
 
 
@@ -96,11 +97,15 @@ def evaluate(
 def decompose_once(predictor: Predictor, hip: HipPair, rng: np.random.Generator) -> Decomposition:
     """Take one random radiograph of a hip, found as well as the locator finds it, and decompose it."""
     image = random_radiograph(hip.materials.astype(np.float32), frame.SPACING_MM, rng)
-    row, column = MARGIN_PX + np.clip(
-        np.round(rng.normal(0, _LOCATOR_ERROR_SD_MM / frame.SPACING_MM, 2)), -8, 8
-    ).astype(int)
+    row, column = MARGIN_PX + locator_error_px(rng)
     crop = image[row : row + frame.ROWS, column : column + frame.COLUMNS]
     return predictor.decompose_crop(crop, np.ones(crop.shape, bool), np.eye(3))
+
+
+def locator_error_px(rng: np.random.Generator) -> NDArray[np.int64]:
+    """(row, column) by which a head is missed, as the locator misses it: whole pixels of the frame."""
+    sd_px = _LOCATOR_ERROR_SD_MM / frame.SPACING_MM
+    return np.clip(np.round(rng.normal(0, sd_px, 2)), -_MOST_OFFSET_PX, _MOST_OFFSET_PX).astype(np.int64)
 
 
 def _kind(hip: HipPair) -> str:

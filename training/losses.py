@@ -7,12 +7,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from dicomnode.inference.frame import Label
+from dicomnode.inference.network import SPREAD_RANGE
 
 MAP_SCALES = (1.0, 0.5, 0.5, 0.02)
 """Brings femur density (g/cm2), path (cm), pelvis density (g/cm2) and soft tissue (g/cm2) to comparable size."""
 METAL_WEIGHT = 10.0
-SPREAD_RANGE = (-5.0, 1.0)
-"""Of the logarithm of a figure's spread: from below 1 % to what says nothing."""
 REGIONS = ((Label.NECK, Label.TROCHANTER, Label.INTERTROCHANTER), (Label.NECK,))
 """Regions whose mass and volume must be right: total hip and femoral neck."""
 
@@ -66,7 +65,7 @@ def canonical_loss(prediction: Tensor, target: Tensor, weight: Tensor) -> dict[s
         weight: (b, regions).
     """
     error = (prediction[:, 0] - target).abs().mul(weight[:, :, None])
-    spread = prediction[:, 1].clamp(*SPREAD_RANGE)
+    spread = prediction[:, 1]
     likelihood = (error.detach() * torch.exp(-spread) + spread - SPREAD_RANGE[0]).mul(weight[:, :, None])
     count = weight.sum().clamp_min(1) * target.shape[2]
     return {"canonical": 2.0 * error.sum() / count, "spread": 0.02 * likelihood.sum() / count}

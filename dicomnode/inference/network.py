@@ -11,6 +11,10 @@ from torch.nn import functional as F
 from dicomnode.inference.channels import CANONICAL, INDEX, LABELS, LABELS_OF_REGION, REGIONS
 from dicomnode.inference.frame import SPACING_MM
 
+SPREAD_RANGE = (-5.0, 1.0)
+"""Of the logarithm of a canonical figure's spread, in training and serving alike: from below 1 % to what says nothing, so that no
+input makes an interval without end."""
+
 
 @dataclass(frozen=True)
 class NetworkShape:
@@ -123,7 +127,7 @@ class CanonicalHead(nn.Module):
         regional = torch.einsum("brhw,bchw->brc", share.to(fine.dtype), fine)
         answer = self.mix(torch.cat([coarse, regional.flatten(1), anchor.flatten(1)], 1).float())
         difference, spread = answer.reshape(-1, 2, len(REGIONS), len(CANONICAL)).unbind(1)
-        return torch.stack([anchor + difference, spread], 1)
+        return torch.stack([anchor + difference, spread.clamp(*SPREAD_RANGE)], 1)
 
 
 def region_shares(channels: Tensor) -> Tensor:

@@ -12,7 +12,8 @@ import torch
 from dicomnode.domain.radiograph import Side
 from dicomnode.errors import BundleError, ConfigurationError
 from dicomnode.inference.bundle import load_bundle
-from dicomnode.inference.network import HipNet, NetworkShape
+from dicomnode.inference.channels import CANONICAL, CHANNELS, REGIONS
+from dicomnode.inference.network import SPREAD_RANGE, CanonicalHead, HipNet, NetworkShape
 from dicomnode.inference.predictor import HipCandidate, Predictor, on_image, one_head_one_side, peak, peaks, sigmoid
 from tests.tiny_bundle import write_tiny_bundle
 
@@ -70,6 +71,14 @@ def test_the_network_answers_at_the_input_s_size() -> None:
     answer = network(torch.zeros(3, 2, 64, 48))
     assert answer.channels.shape == (3, 5, 64, 48) and answer.verdicts.shape == (3, 1)
     assert answer.canonical.shape == (3, 0)
+
+
+def test_no_input_makes_a_canonical_figure_s_spread_boundless() -> None:
+    head = CanonicalHead(coarse=8, fine=4).eval()
+    torch.nn.init.constant_(head.mix[-1].bias, 1e4)  # type: ignore[arg-type]
+    answer = head(torch.zeros(1, 16), torch.zeros(1, 4, 16, 16), torch.zeros(1, len(CHANNELS), 32, 32))
+    assert answer.shape == (1, 2, len(REGIONS), len(CANONICAL))
+    assert (answer[:, 1] == SPREAD_RANGE[1]).all()
 
 
 def test_asking_for_cuda_without_a_gpu_is_an_error_that_says_what_to_set(folder: Path) -> None:

@@ -12,6 +12,7 @@ from dicomnode.domain.measurement import Region
 from dicomnode.inference import frame
 from dicomnode.inference.channels import CANONICAL, REGIONS
 from dicomnode.inference.frame import Label
+from dicomnode.inference.network import SPREAD_RANGE
 from training.augment import finish_hip_example, hip_example, overview_example
 from training.config import (
     NetworkConfiguration,
@@ -20,7 +21,6 @@ from training.config import (
     SplitConfiguration,
 )
 from training.losses import (
-    SPREAD_RANGE,
     HipBatch,
     canonical_loss,
     decomposition_loss,

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from dicomnode.domain.measurement import Reason
 from dicomnode.inference import frame
+from training.evaluate import locator_error_px
 from training.ladders.reading import Read, Reading, true_figures
 from training.projection.radiograph import (
     Exposure,
@@ -21,9 +22,6 @@ from training.projection.radiograph import (
 from training.statistics import Agreement, Values, agreement, bootstrap_intervals, r_and_rmse, share_interval
 from training.targets import MARGIN_PX
 
-_LOCATOR_ERROR_SD_MM = 2.0
-"""Heads are placed this much beside their place, as the locator would."""
-_MOST_OFFSET_PX = 8
 _FEWEST = 5
 """Fewer measured hips on a rung have no agreement worth a figure."""
 
@@ -114,8 +112,7 @@ class Ladder:
 def draw_conditions(seed: int, figures: Mapping[str, Any], take: int = 0) -> Conditions:
     """Draw how a hip is taken; the same for the same hip and take, so that rungs differ by what they change alone."""
     rng = np.random.default_rng((seed, 5, int(figures["index"]), figures["side"] == "L", take))
-    sd_px = _LOCATOR_ERROR_SD_MM / frame.SPACING_MM
-    row, column = np.clip(np.round(rng.normal(0, sd_px, 2)), -_MOST_OFFSET_PX, _MOST_OFFSET_PX).astype(int)
+    row, column = locator_error_px(rng)
     return Conditions(
         exposure=random_exposure(rng),
         processing=random_processing(rng),
