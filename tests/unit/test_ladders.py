@@ -386,15 +386,15 @@ def test_everything_is_written_and_undefined_figures_are_null(tmp_path: Path) ->
         tuple(diagnose([case("all", i, 0.5 + i / 40, 0.7) for i in range(20)], old, POPULATION)),
     )
     write_evidence(tmp_path, evidence)
-    document = json.loads((tmp_path / "ladders.json").read_text())
+    document = json.loads((tmp_path / "ladders.json").read_text(encoding="utf-8"))
     assert document["data"].startswith("simulated")
     assert document["ladders"]["mineral"]["rungs"][0]["agreement"]["bias"] == pytest.approx(0.01)
     assert document["compression_ratios"] == {"a": 1.0, "b": None}
-    page = (tmp_path / "LADDERS.md").read_text().splitlines()
+    page = (tmp_path / "LADDERS.md").read_text(encoding="utf-8").splitlines()
     assert "not patients" in page[2]
     assert sum(line.startswith("| b | total hip aBMD") and line.endswith("| 1 of 7 |") for line in page) == 2
     assert any(line.startswith("AUC for osteoporosis 0.500") for line in page)
-    with (tmp_path / "cases.csv").open() as file:
+    with (tmp_path / "cases.csv").open(encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     assert sum(row["ladder"] == "mineral" for row in rows) == 13
     assert [row["refused"] for row in rows if row["subject"] == "9"] == ["cut_off", "cut_off"]
