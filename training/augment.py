@@ -18,10 +18,12 @@ from dicomnode.inference import frame
 from dicomnode.inference.channels import CANONICAL, LABELS_OF_REGION, REGIONS
 from dicomnode.inference.intensity import standardise
 from training.projection.radiograph import Metal, random_exposure, random_processing, simulate
-from training.targets import MARGIN_PX
+from training.targets import MARGIN_PX, scale_mineral
 
 METAL_G_CM2 = 0.5
 """Metal above this counts as an implant: 1.1 mm of titanium (4.5 g/cm3)."""
+MINERAL_FACTOR = (0.6, 1.4)
+"""Range of the factor on all mineral, even in the logarithm; the densest cortex then exceeds bone: no anatomy, but a lesson."""
 _LEAST_IMPLANT_CM2 = 0.5
 """Metal that is seen on less than this is no implant that anybody could recognise."""
 _FIELD_CUT_SHARE = 0.5
@@ -37,7 +39,7 @@ _SHIFT_SD_MM = 4.0
 _MOST_SHIFT_MM = 15.0
 _MOST_TURN_DEG = 8.0
 _ZOOM = (0.93, 1.07)
-_IS_AREA = np.array([unit == "cm2" for _, unit in CANONICAL], np.float32)
+_IS_AREA = np.array([unit == "cm2" for _, unit in CANONICAL])
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,7 @@ def hip_example(
     anteroposterior: bool,
     canonical: NDArray[np.float32],
     rng: np.random.Generator,
+    mineral_scaled: float = 0.0,
 ) -> HipExample:
     """Draw a training example from one hip's stored maps.
 
@@ -78,7 +81,12 @@ def hip_example(
         labels: (...) region labels.
         anteroposterior: False for a view that must be refused (frog-leg).
         canonical: (regions, quantities) as `targets.canonical_logarithms` gives them.
+        mineral_scaled: how often all mineral is multiplied by a factor of `MINERAL_FACTOR`.
     """
+    if mineral_scaled > 0 and rng.random() < mineral_scaled:
+        factor = float(np.exp(rng.uniform(*np.log(MINERAL_FACTOR))))
+        materials, targets = scale_mineral(materials, targets, factor)
+        canonical = canonical + np.float32(np.log(factor)) * ~_IS_AREA
     negative = rng.random() < _NEGATIVE_SHARE
     matrix = _spoiled_geometry(rng) if negative else _geometry(rng)
     planes = np.concatenate([materials, targets]).astype(np.float32)

@@ -28,6 +28,7 @@ from training.hospital.make import Tools, fit_dxa_lines, make_hospital_pairs, re
 from training.hospital.report import reports_table
 from training.hospital.table import read_table
 from training.ladders.command import ladders_command
+from training.methods import load_direct
 from training.pairs import Pairs, load_pairs, make_pairs
 from training.projection.radiograph import Exposure
 from training.segmentation.cli import app as segmentation
@@ -88,7 +89,7 @@ def evaluate_command(
     pairs = _load(run, folder)
     predictor = Predictor(load_bundle(bundle))
     test = split_subjects(run.pairs.count, run.split).test
-    cases, _ = evaluate(predictor, pairs, test, run.seed)
+    cases, _ = evaluate(predictor, pairs, test, run.seed, load_direct(folder, run))
     summary = summarise(
         cases, predictor.bundle.intervals, measure_whole(predictor, pairs, test[:whole], run.pairs.seed, run.seed)
     )
@@ -223,6 +224,12 @@ def _print(summary: Summary, folder: Path) -> None:
                 f"{a.bias:+.3g}",
             )
     console.print(table)
+    for region, comparisons in summary.methods.items():
+        m = comparisons["areal_bmd_g_cm2"]
+        console.print(
+            f"{region.replace('_', ' ')} aBMD, decomposition beside direct regression: r {m.decomposition.pearson_r:.3f}"
+            f" and {m.direct.pearson_r:.3f}, RMSE {m.decomposition.rmse:.4f} and {m.direct.rmse:.4f} g/cm2"
+        )
     console.print(
         "90 % intervals of areal BMD cover: "
         + ", ".join(f"{k.replace('_', ' ')} {100 * v['areal_bmd_g_cm2']:.1f} %" for k, v in summary.coverage.items())

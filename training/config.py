@@ -3,7 +3,7 @@
 import tomllib
 from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from dicomnode.errors import ConfigurationError
 
@@ -32,14 +32,24 @@ class SplitConfiguration:
 
 
 @dataclass(frozen=True)
+class Stage:
+    """A part of a network's training; it begins with the averaged weights of the one before."""
+
+    steps: int
+    learning_rate: float
+    """Peak of a one-cycle schedule."""
+    mineral_scaled: float = 0.0
+    """Share of the hips whose mineral is multiplied by a factor of its own, see `augment.MINERAL_FACTOR`: thickness and texture
+    then say less, and density must be read from contrast."""
+
+
+@dataclass(frozen=True)
 class NetworkConfiguration:
     """One network and how it is trained."""
 
     widths: tuple[int, ...]
-    steps: int
     batch: int
-    learning_rate: float
-    """Peak of a one-cycle schedule."""
+    stages: tuple[Stage, ...]
     weight_decay: float = 1e-4
     ema: float = 0.995
     """Decay of the exponential moving average of the weights, which is what is exported."""
@@ -56,6 +66,8 @@ class RunConfiguration:
     split: SplitConfiguration
     decomposer: NetworkConfiguration
     locator: NetworkConfiguration
+    direct: bool = False
+    """Whether the conventional method is trained too, for comparison, with the decomposer's widths and stages."""
 
 
 def load_run(path: Path) -> RunConfiguration:
@@ -101,8 +113,11 @@ def build_frozen(kind: type[Any], document: dict[str, Any], place: str) -> Any:
     values = {}
     for name, value in document.items():
         wanted = known[name].type
+        part = next((one for one in get_args(wanted) if is_dataclass(one)), None)
         if isinstance(wanted, type) and is_dataclass(wanted):
             values[name] = build_frozen(wanted, value, f"{place}: {name}")
+        elif part is not None and isinstance(value, list):
+            values[name] = tuple(build_frozen(part, one, f"{place}: {name}") for one in value)
         else:
             values[name] = tuple(value) if isinstance(value, list) else value
     try:

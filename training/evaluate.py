@@ -21,9 +21,12 @@ from dicomnode.domain.measurement import Region
 from dicomnode.errors import NotMeasurable
 from dicomnode.inference import frame, regions
 from dicomnode.inference.bundle import Intervals
+from dicomnode.inference.intensity import standardise
 from dicomnode.inference.plausibility import canonical_share, check_hip, check_region, explained, shaft_angle_deg
 from dicomnode.inference.predictor import Decomposition, Predictor
 from training.augment import METAL_G_CM2, random_radiograph
+from training.direct import DirectNet, direct_figures
+from training.methods import MethodComparison, compare_methods, draw_methods
 from training.pairs import HipPair, Pairs
 from training.statistics import Agreement, agreement
 from training.targets import MARGIN_PX
@@ -62,6 +65,8 @@ class RegionCase:
     """The same; empty where the node refuses."""
     spread: dict[str, float]
     """Quantity of `CANONICAL` -> what the network thinks of its relative error; empty where the node refuses."""
+    direct: dict[str, float]
+    """Quantity of `CANONICAL` -> what the conventional method reads from the same crop; empty without one."""
 
 
 @dataclass(frozen=True)
@@ -80,26 +85,28 @@ class HipReading:
 
 
 def evaluate(
-    predictor: Predictor, pairs: Pairs, subjects: NDArray[np.int64], seed: int
+    predictor: Predictor, pairs: Pairs, subjects: NDArray[np.int64], seed: int, direct: DirectNet | None = None
 ) -> tuple[list[RegionCase], list[HipReading]]:
-    """Measure every hip of the given subjects on one random radiograph each."""
+    """Measure every hip of the given subjects on one random radiograph each, by the conventional method too if it is given."""
     cases: list[RegionCase] = []
     readings: list[HipReading] = []
     for number in tqdm(pairs.hips_of(subjects), desc="evaluate", unit="hip"):
         hip = pairs.hip(int(number))
-        decomposition = decompose_once(predictor, hip, np.random.default_rng((seed, 3, int(number))))
+        crop = crop_once(hip, np.random.default_rng((seed, 3, int(number))))
+        inside = np.ones(crop.shape, bool)
+        decomposition = predictor.decompose_crop(crop, inside, np.eye(3))
+        figures = {} if direct is None else direct_figures(direct, standardise(crop, inside))
         kind = _kind(hip)
         readings.append(_reading(kind, decomposition))
-        cases.extend(_cases(hip, kind, decomposition, predictor))
+        cases.extend(_cases(hip, kind, decomposition, predictor, figures))
     return cases, readings
 
 
-def decompose_once(predictor: Predictor, hip: HipPair, rng: np.random.Generator) -> Decomposition:
-    """Take one random radiograph of a hip, found as well as the locator finds it, and decompose it."""
+def crop_once(hip: HipPair, rng: np.random.Generator) -> NDArray[np.float32]:
+    """Take one random radiograph of a hip, and cut the measurement frame where the locator would place it."""
     image = random_radiograph(hip.materials.astype(np.float32), frame.SPACING_MM, rng)
     row, column = MARGIN_PX + locator_error_px(rng)
-    crop = image[row : row + frame.ROWS, column : column + frame.COLUMNS]
-    return predictor.decompose_crop(crop, np.ones(crop.shape, bool), np.eye(3))
+    return image[row : row + frame.ROWS, column : column + frame.COLUMNS]
 
 
 def locator_error_px(rng: np.random.Generator) -> NDArray[np.int64]:
@@ -127,7 +134,13 @@ def _reading(kind: str, decomposition: Decomposition) -> HipReading:
     )
 
 
-def _cases(hip: HipPair, kind: str, decomposition: Decomposition, predictor: Predictor) -> Iterator[RegionCase]:
+def _cases(
+    hip: HipPair,
+    kind: str,
+    decomposition: Decomposition,
+    predictor: Predictor,
+    direct: Mapping[Region, dict[str, float]],
+) -> Iterator[RegionCase]:
     try:
         check_hip(decomposition, predictor.bundle.limits)
         refused = ""
@@ -145,7 +158,15 @@ def _cases(hip: HipPair, kind: str, decomposition: Decomposition, predictor: Pre
             except NotMeasurable as error:
                 reason = error.reason.value
         yield RegionCase(
-            hip.figures["index"], hip.figures["side"], region.value, kind, reason, truth, prediction, spread
+            subject=hip.figures["index"],
+            side=hip.figures["side"],
+            region=region.value,
+            kind=kind,
+            refused=reason,
+            truth=truth,
+            prediction=prediction,
+            spread=spread,
+            direct=direct.get(region, {}),
         )
 
 
@@ -188,6 +209,8 @@ class Summary:
     """region -> quantity -> share of true figures inside the 90 % interval."""
     refusals: dict[str, dict[str, int]]
     """kind -> reason ("measured" for none) -> hips, judged by the total hip."""
+    methods: dict[str, dict[str, MethodComparison]]
+    """region -> quantity -> decomposition beside direct regression; empty where the run has none."""
     whole: dict[str, Any]
     """The same on whole radiographs: refusals by kind, and agreement of the total hip's areal BMD; empty if not asked for."""
 
@@ -198,6 +221,7 @@ class Summary:
             "agreement": {r: {q: a.as_dict() for q, a in table.items()} for r, table in self.agreement.items()},
             "interval_coverage": self.coverage,
             "refusals": self.refusals,
+            "methods": {r: {q: m.as_dict() for q, m in table.items()} for r, table in self.methods.items()},
             "whole_radiographs": self.whole,
         }
 
@@ -220,7 +244,7 @@ def summarise(cases: Iterable[RegionCase], intervals: Intervals, whole_cases: It
         if case.region == Region.TOTAL_HIP.value:
             refusals.setdefault(case.kind, Counter())[case.refused or "measured"] += 1
     plain = {kind: dict(counts) for kind, counts in refusals.items()}
-    return Summary(table, coverage, plain, _summarise_whole(list(whole_cases)))
+    return Summary(table, coverage, plain, compare_methods(cases), _summarise_whole(list(whole_cases)))
 
 
 def interval_coverage(cases: list[RegionCase], region: Region, intervals: Intervals) -> dict[str, float]:
@@ -265,11 +289,11 @@ def truth_and_prediction(
 
 
 def write_evaluation(folder: Path, cases: list[RegionCase], summary: Summary) -> None:
-    """Write `figures.json`, `cases.csv`, `scatter.png` and `bland_altman.png`."""
+    """Write `figures.json`, `cases.csv`, `scatter.png`, `bland_altman.png` and, with two methods, `methods.png`."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "figures.json").write_text(json.dumps(summary.as_dict(), indent=1) + "\n", encoding="utf-8")
     with (folder / "cases.csv").open("w", newline="", encoding="utf-8") as file:
-        tables = {"truth": QUANTITY_LABELS, "prediction": QUANTITY_LABELS, "spread": CANONICAL}
+        tables = {"truth": QUANTITY_LABELS, "prediction": QUANTITY_LABELS, "spread": CANONICAL, "direct": CANONICAL}
         plain = [field.name for field in fields(RegionCase) if field.name not in tables]
         writer = csv.writer(file)
         writer.writerow([*plain, *(f"{part}_{name}" for part, names in tables.items() for name in names)])
@@ -279,6 +303,8 @@ def write_evaluation(folder: Path, cases: list[RegionCase], summary: Summary) ->
     measured = [case for case in cases if case.kind == "native" and not case.refused]
     _plot(folder / "scatter.png", measured, summary, _draw_scatter)
     _plot(folder / "bland_altman.png", measured, summary, _draw_bland_altman)
+    if summary.methods:
+        draw_methods(folder / "methods.png", cases, f"Both methods on the same {_SIMULATED}")
 
 
 def _plot(path: Path, cases: list[RegionCase], summary: Summary, draw: Any) -> None:

@@ -32,6 +32,7 @@ from training.evaluate import (
     truth_and_prediction,
     write_evaluation,
 )
+from training.methods import load_direct
 from training.model_card import model_card
 from training.pairs import Pairs
 from training.split import Split
@@ -67,7 +68,7 @@ def export(
     """Write the bundle, measure it, and write what was measured into it.
 
     Args:
-        weights: folder with `decomposer.pt` and `locator.pt` from `train`.
+        weights: folder with `decomposer.pt`, `locator.pt` and, where the run asks for it, `direct.pt` from `train`.
         whole_count: how many of the test phantoms are measured on whole radiographs too.
         folder: the bundle's folder; gets `weights.safetensors`, `model.json`, `MODEL_CARD.md` and `evaluation/`.
     """
@@ -82,7 +83,7 @@ def export(
     intervals = find_intervals(open_cases)
     _write(folder, document, limits, intervals, {})
     predictor = Predictor(load_bundle(folder))
-    cases, _ = evaluate(predictor, pairs, split.test, run.seed)
+    cases, _ = evaluate(predictor, pairs, split.test, run.seed, load_direct(weights, run))
     whole = measure_whole(predictor, pairs, split.test[:whole_count], run.pairs.seed, run.seed)
     summary = summarise(cases, intervals, whole)
     write_evaluation(folder / "evaluation", cases, summary)

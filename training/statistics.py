@@ -125,11 +125,16 @@ def bootstrap_intervals(
         (k, 2) lower and upper ends; draws in which a statistic is not defined are left out.
     """
     _, places = np.unique(patients, return_inverse=True)
-    members = [np.flatnonzero(places == patient) for patient in range(places.max() + 1)]
+    by_patient, counts = np.argsort(places, kind="stable"), np.bincount(places)
+    firsts = np.cumsum(counts) - counts
     rng = np.random.default_rng(seed)
     drawn = []
     for _ in range(repeats):
-        chosen = np.concatenate([members[patient] for patient in rng.integers(0, len(members), len(members))])
+        patients_drawn = rng.integers(0, counts.size, counts.size)
+        sizes = counts[patients_drawn]
+        # All cases of each patient drawn: their first case's place, and so many on.
+        within = np.arange(sizes.sum()) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+        chosen = by_patient[np.repeat(firsts[patients_drawn], sizes) + within]
         drawn.append(statistic(*(value[chosen] for value in values)))
     tail = 50 * (1 - confidence)
     return np.asarray(np.nanpercentile(np.array(drawn, np.float64), (tail, 100 - tail), axis=0).T, np.float64)

@@ -52,6 +52,8 @@ YELLOW_MARROW_G_CM3 = 0.98
 MUSCLE_G_CM3 = 1.05
 PELVIC_YELLOW_SHARE = 0.55
 """Share of fat in the marrow of an adult's pelvis; more cellular than the femur's."""
+_YELLOW_SHARE = 0.7
+"""Where femur and pelvis lie in one beam; between the two."""
 
 MATERIAL_ORDER = ("soft", "adipose", "mineral", "metal")
 TARGET_ORDER = ("femur_density", "femur_path", "pelvis_density")
@@ -172,6 +174,23 @@ def _materials(
     occupied += solid.get("metal_volume", zero)
     soft = np.maximum(soft - occupied * MUSCLE_G_CM3, 0)
     return np.stack([soft, adipose, mineral, solid.get("metal_mass", zero)])
+
+
+def scale_mineral(
+    materials: NDArray[np.float32], targets: NDArray[np.float32], factor: float
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """The same hip with so much of the mineral of every bone; outlines stay, matrix takes the place of marrow.
+
+    Args:
+        materials: (4, ...) of `MATERIAL_ORDER`.
+        targets: (3, ...) of `TARGET_ORDER`.
+    """
+    more = (factor - 1) * materials[2]
+    matrix = more / MATRIX_MINERAL_G_CM3
+    soft = (matrix - more / MINERAL_G_CM3) * MATRIX_ORGANIC_G_CM3 - matrix * (1 - _YELLOW_SHARE) * RED_MARROW_G_CM3
+    adipose = -matrix * _YELLOW_SHARE * YELLOW_MARROW_G_CM3
+    changed = materials + np.stack([soft, adipose, more, np.zeros_like(more)])
+    return np.maximum(changed, 0), targets * np.array([factor, 1, factor], np.float32)[:, None, None]
 
 
 def _resample(image: NDArray[np.float32], image_beam: ConeBeam, beam: ConeBeam) -> NDArray[np.float32]:

@@ -4,7 +4,7 @@ import json
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import fields
 from functools import partial
 from pathlib import Path
@@ -20,8 +20,9 @@ from tqdm import tqdm
 from dicomnode.inference.channels import CHANNELS, LOCATOR_CHANNELS, VERDICTS
 from dicomnode.inference.network import HipNet, NetworkShape, ResidualBlock
 from training.augment import HipExample, OverviewExample, hip_example, overview_example
-from training.config import NetworkConfiguration, RunConfiguration
-from training.losses import HipBatch, decomposition_loss, heat_loss
+from training.config import NetworkConfiguration, RunConfiguration, Stage
+from training.direct import DirectNet
+from training.losses import HipBatch, canonical_loss, decomposition_loss, heat_loss
 from training.pairs import Pairs
 from training.split import Split
 from training.targets import canonical_logarithms
@@ -46,6 +47,11 @@ def locator_shape(configuration: NetworkConfiguration) -> NetworkShape:
     return NetworkShape(_DECOMPOSER_INPUTS, len(LOCATOR_CHANNELS), configuration.widths)
 
 
+def direct_network(configuration: NetworkConfiguration) -> DirectNet:
+    """The conventional method's network, as wide as the decomposer."""
+    return DirectNet(_DECOMPOSER_INPUTS, configuration.widths)
+
+
 def train(
     run: RunConfiguration,
     pairs: Pairs,
@@ -55,25 +61,42 @@ def train(
     workers: int = 1,
     save_every: int = SAVE_EVERY_STEPS,
 ) -> None:
-    """Train both networks; leaves `decomposer.pt` and `locator.pt` (EMA weights) and `losses.jsonl` in `folder`.
+    """Train the networks; leaves `decomposer.pt`, `locator.pt`, `direct.pt` (EMA weights) and `losses.jsonl` in `folder`.
 
     An interrupted run goes on from its last checkpoint, with the same examples as if it had not been interrupted.
     """
     folder.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(run.seed)
-    hips = HipExamples(pairs, pairs.hips_of(split.training), run.seed)
-    # Both before any training: their first weights must not depend on where an interrupted run goes on.
+    # All before any training: their first weights must not depend on where an interrupted run goes on.
     decomposer, locator = HipNet(decomposer_shape(run.decomposer)), HipNet(locator_shape(run.locator))
-    _fit("decomposer", decomposer, _hip_loss, hips, run.decomposer, run.seed, folder, workers, save_every)
-    overviews = OverviewExamples(pairs, split.training, run.seed)
-    _fit("locator", locator, _overview_loss, overviews, run.locator, run.seed, folder, workers, save_every)
+    direct = direct_network(run.decomposer)
+    hips = pairs.hips_of(split.training)
+
+    def hip_examples(stage: Stage) -> Dataset[dict[str, Any]]:
+        return HipExamples(pairs, hips, run.seed, stage.mineral_scaled)
+
+    def overview_examples(_: Stage) -> Dataset[dict[str, Any]]:
+        return OverviewExamples(pairs, split.training, run.seed)
+
+    fit = partial(_fit, folder=folder, workers=workers, save_every=save_every)
+    fit("decomposer", decomposer, _hip_loss, hip_examples, run.decomposer)
+    fit("locator", locator, _overview_loss, overview_examples, run.locator)
+    if run.direct:
+        direct.centre.copy_(_usual_figures(pairs, hips))
+        fit("direct", direct, _direct_loss, hip_examples, run.decomposer)
+
+
+def _usual_figures(pairs: Pairs, hips: NDArray[np.int64]) -> Tensor:
+    """(regions, quantities) medians of the logarithms: where a network without maps starts from."""
+    logarithms = [canonical_logarithms(pairs.table[hip]["canonical"]) for hip in hips]
+    return torch.from_numpy(np.nanmedian(logarithms, axis=0).astype(np.float32))
 
 
 class HipExamples(Dataset[dict[str, Any]]):
     """Hips by (drawing number): the same number always gives the same example."""
 
-    def __init__(self, pairs: Pairs, hips: np.ndarray[Any, Any], seed: int) -> None:
-        self.pairs, self.hips, self.seed = pairs, hips, seed
+    def __init__(self, pairs: Pairs, hips: NDArray[np.int64], seed: int, mineral_scaled: float) -> None:
+        self.pairs, self.hips, self.seed, self.mineral_scaled = pairs, hips, seed, mineral_scaled
         self.with_metal = np.array([hip for hip in hips if pairs.table[hip]["has_metal"]], np.int64)
 
     def __getitem__(self, number: int) -> dict[str, Any]:
@@ -81,7 +104,8 @@ class HipExamples(Dataset[dict[str, Any]]):
         drawn_from = self.with_metal if len(self.with_metal) and rng.random() < _METAL_SHARE else self.hips
         hip = self.pairs.hip(int(drawn_from[rng.integers(len(drawn_from))]))
         arrays = _single(hip.materials), _single(hip.targets), hip.labels
-        return _fields(hip_example(*arrays, hip.anteroposterior, canonical_logarithms(hip.figures["canonical"]), rng))
+        canonical = canonical_logarithms(hip.figures["canonical"])
+        return _fields(hip_example(*arrays, hip.anteroposterior, canonical, rng, self.mineral_scaled))
 
 
 class OverviewExamples(Dataset[dict[str, Any]]):
@@ -116,33 +140,60 @@ def _overview_loss(network: nn.Module, batch: dict[str, Tensor]) -> dict[str, Te
     return {"heat": heat_loss(heat.float(), batch["heat"])}
 
 
+def _direct_loss(network: nn.Module, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    return canonical_loss(network(batch["network_input"]), batch["canonical"], batch["canonical_weight"])
+
+
 def _fit(
     name: str,
-    network: HipNet,
+    network: nn.Module,
     loss: Loss,
-    examples: Dataset[dict[str, Any]],
+    examples: Callable[[Stage], Dataset[dict[str, Any]]],
     configuration: NetworkConfiguration,
-    seed: int,
+    *,
     folder: Path,
     workers: int,
     save_every: int,
 ) -> None:
-    done = folder / f"{name}.pt"
-    if done.exists():
-        log.info("%s is trained already (%s)", name, done)
-        return
+    """Train through all stages; `NAME.stageN.pt` is kept of each but the last, which becomes `NAME.pt`."""
+    _start_as_shortcuts(network)
+    names = [f"{name}.stage{number}.pt" for number in range(1, len(configuration.stages))] + [f"{name}.pt"]
+    for number, (stage, file) in enumerate(zip(configuration.stages, names, strict=True)):
+        done, drawn = folder / file, sum(before.steps for before in configuration.stages[:number])
+        if done.exists():
+            log.info("%s is there already", done)
+        else:
+            _fit_stage(done, network, loss, examples(stage), configuration, stage, drawn, workers, save_every)
+        network.load_state_dict(torch.load(done, map_location="cpu", weights_only=True))
+
+
+def _fit_stage(
+    done: Path,
+    network: nn.Module,
+    loss: Loss,
+    examples: Dataset[dict[str, Any]],
+    configuration: NetworkConfiguration,
+    stage: Stage,
+    drawn: int,
+    workers: int,
+    save_every: int,
+) -> None:
+    """Train one stage.
+
+    Args:
+        done: where the averaged weights go.
+        drawn: steps of the stages before: their examples do not come again.
+    """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    network = _initialised(network).to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    optimizer = torch.optim.AdamW(
-        network.parameters(), configuration.learning_rate, weight_decay=configuration.weight_decay
-    )
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, partial(learning_rate_share, steps=configuration.steps))
+    network = network.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    optimizer = torch.optim.AdamW(network.parameters(), stage.learning_rate, weight_decay=configuration.weight_decay)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, partial(learning_rate_share, steps=stage.steps))
     average_fn = torch.optim.swa_utils.get_ema_multi_avg_fn(configuration.ema)  # type: ignore[no-untyped-call]
     average = torch.optim.swa_utils.AveragedModel(network, multi_avg_fn=average_fn, use_buffers=True)
-    checkpoint = folder / f"{name}.checkpoint.pt"
+    checkpoint = done.with_suffix(".checkpoint.pt")
     parts = {"network": network, "optimizer": optimizer, "schedule": schedule, "average": average}
     first = _resume(checkpoint, parts, device)
-    numbers = range(first * configuration.batch, configuration.steps * configuration.batch)
+    numbers = range((drawn + first) * configuration.batch, (drawn + stage.steps) * configuration.batch)
     loader = DataLoader(
         examples, configuration.batch, sampler=list(numbers), num_workers=workers, drop_last=True,
         prefetch_factor=4 if workers else None, pin_memory=device.type == "cuda",
@@ -151,8 +202,8 @@ def _fit(
     autocast = torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda")
     smooth: dict[str, float] = {}
     with (
-        tqdm(loader, desc=name, initial=first, total=configuration.steps, unit="step") as progress,
-        (folder / "losses.jsonl").open("a") as record,
+        tqdm(loader, desc=done.stem, initial=first, total=stage.steps, unit="step") as progress,
+        (done.parent / "losses.jsonl").open("a") as record,
     ):
         for step, raw in enumerate(progress, first):
             batch = {key: value.to(device, non_blocking=True) for key, value in raw.items()}
@@ -172,7 +223,7 @@ def _fit(
             if (step + 1) % save_every == 0:
                 _save(checkpoint, parts, step + 1)
                 print(
-                    json.dumps({"network": name, "step": step + 1, "time": time.time(), **smooth}),
+                    json.dumps({"network": done.stem, "step": step + 1, "time": time.time(), **smooth}),
                     file=record,
                     flush=True,
                 )
@@ -188,12 +239,11 @@ def learning_rate_share(step: int, steps: int) -> float:
     return 0.5 * (1 + math.cos(math.pi * min(1.0, (step - rise) / (steps - rise))))
 
 
-def _initialised(network: HipNet) -> HipNet:
+def _start_as_shortcuts(network: nn.Module) -> None:
     # Each residual block starts as its shortcut: deep stacks learn faster (arXiv 1706.02677, section 5.1).
     for module in network.modules():
         if isinstance(module, ResidualBlock):
             nn.init.zeros_(module.norm_2.weight)
-    return network
 
 
 def _resume(checkpoint: Path, parts: dict[str, Any], device: torch.device) -> int:
@@ -210,11 +260,3 @@ def _save(checkpoint: Path, parts: dict[str, Any], step: int) -> None:
     partial = checkpoint.with_suffix(".partial")
     torch.save({"step": step, **{name: part.state_dict() for name, part in parts.items()}}, partial)
     partial.replace(checkpoint)
-
-
-def loss_curve(folder: Path, network: str) -> Iterator[dict[str, float]]:
-    """The recorded losses of one network, in order."""
-    for line in (folder / "losses.jsonl").read_text().splitlines():
-        entry = json.loads(line)
-        if entry["network"] == network:
-            yield entry

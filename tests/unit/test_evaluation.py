@@ -39,9 +39,10 @@ def some_cases(count: int = 60, sd: float = 0.03) -> list[RegionCase]:
             spread = {name: float(rng.uniform(0.5, 2) * sd) for name in CANONICAL}
             prediction = {name: truth[name] * float(np.exp(rng.normal(0, spread[name]))) for name in CANONICAL}
             prediction[PROJECTED] = truth[PROJECTED] + float(rng.normal(0, sd))
-            cases.append(RegionCase(number, "R", region.value, "native", "", truth, prediction, spread))
+            direct = {name: truth[name] * float(np.exp(rng.normal(0, 3 * sd))) for name in CANONICAL}
+            cases.append(RegionCase(number, "R", region.value, "native", "", truth, prediction, spread, direct))
     refused = dict.fromkeys(QUANTITY_LABELS, 0.8)
-    cases.append(RegionCase(count, "L", Region.TOTAL_HIP.value, "implant", "implant", refused, {}, {}))
+    cases.append(RegionCase(count, "L", Region.TOTAL_HIP.value, "implant", "implant", refused, {}, {}, {}))
     return cases
 
 
@@ -82,6 +83,19 @@ def test_whole_radiographs_are_summed_up_apart() -> None:
     assert figures["total_hip_areal_bmd_g_cm2"]["bias"] == pytest.approx(0.01)
 
 
+def test_the_better_of_two_methods_gains_and_its_interval_says_so() -> None:
+    gained = summarise(some_cases(200), NONE).methods["total_hip"]["areal_bmd_g_cm2"]
+    assert gained.decomposition.rmse < gained.direct.rmse and gained.decomposition.n == gained.direct.n == 200
+    for value, low, high in (gained.r_gain, gained.rmse_gain):
+        assert 0 < low < value < high
+    assert gained.rmse_gain[0] == pytest.approx(gained.direct.rmse - gained.decomposition.rmse)
+
+
+def test_without_a_conventional_method_nothing_is_compared() -> None:
+    alone = [replace(case, direct={}) for case in some_cases()]
+    assert summarise(alone, NONE).methods == {}
+
+
 def test_limits_let_the_good_hips_pass_that_they_were_set_from() -> None:
     rng = np.random.default_rng(0)
     readings = [
@@ -105,7 +119,7 @@ def test_limits_let_the_good_hips_pass_that_they_were_set_from() -> None:
     assert limits.metal_cm2 == pytest.approx(4.8)  # a fifth beyond what native hips are taken to hold
 
 
-def test_an_evaluation_leaves_figures_a_table_and_two_plots(tmp_path: Path) -> None:
+def test_an_evaluation_leaves_figures_a_table_and_plots(tmp_path: Path) -> None:
     cases = some_cases()
     write_evaluation(tmp_path, cases, summarise(cases, find_intervals(cases)))
     assert {path.name for path in tmp_path.iterdir()} == {
@@ -113,6 +127,7 @@ def test_an_evaluation_leaves_figures_a_table_and_two_plots(tmp_path: Path) -> N
         "cases.csv",
         "scatter.png",
         "bland_altman.png",
+        "methods.png",
     }
     figures = json.loads((tmp_path / "figures.json").read_text())
     assert figures["data"].startswith("simulated") and figures["agreement"]["total_hip"]["areal_bmd_g_cm2"]["n"] == 60
@@ -144,10 +159,13 @@ def test_the_model_card_says_simulation_first_and_every_figure_of_the_document()
 
 
 def test_the_shipped_run_is_readable_and_an_unknown_key_is_named(tmp_path: Path) -> None:
-    assert load_run(SHIPPED_RUN).decomposer.steps > 0
+    assert [stage.steps > 0 for stage in load_run(SHIPPED_RUN).decomposer.stages] == [True, True]
     wrong = tmp_path / "run.toml"
     wrong.write_text(SHIPPED_RUN.read_text().replace("[locator]\nwidths", "[locator]\nwidhts"))
     with pytest.raises(ConfigurationError, match="widhts"):
+        load_run(wrong)
+    wrong.write_text(SHIPPED_RUN.read_text().replace("mineral_scaled", "mineral_scled"))
+    with pytest.raises(ConfigurationError, match="decomposer: stages: unknown key 'mineral_scled'"):
         load_run(wrong)
 
 

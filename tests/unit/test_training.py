@@ -13,13 +13,17 @@ from dicomnode.inference import frame
 from dicomnode.inference.channels import CANONICAL, REGIONS
 from dicomnode.inference.frame import Label
 from dicomnode.inference.network import SPREAD_RANGE
-from training.augment import finish_hip_example, hip_example, overview_example
+from training.anatomy.phantom import make_phantom
+from training.anatomy.population import draw_subject
+from training.augment import MINERAL_FACTOR, finish_hip_example, hip_example, overview_example
 from training.config import (
     NetworkConfiguration,
     PairsConfiguration,
     RunConfiguration,
     SplitConfiguration,
+    Stage,
 )
+from training.ladders.persons import scaled
 from training.losses import (
     HipBatch,
     canonical_loss,
@@ -31,8 +35,8 @@ from training.losses import (
 )
 from training.pairs import Pairs, load_pairs, make_pairs
 from training.split import Split, split_subjects
-from training.targets import MARGIN_PX
-from training.train import learning_rate_share, train
+from training.targets import MARGIN_PX, make_targets, scale_mineral
+from training.train import HipExamples, learning_rate_share, train
 
 LOGARITHMS = np.log(np.full((len(REGIONS), len(CANONICAL)), 2.0, np.float32))
 
@@ -104,6 +108,38 @@ def test_a_hip_that_is_shown_larger_has_a_larger_area_and_the_same_densities(pai
         grown = np.exp(example.canonical[1] - LOGARITHMS[1])
         assert grown[is_area] == pytest.approx(shown, rel=0.03)
         assert grown[~is_area] == pytest.approx(1.0, rel=1e-5)
+
+
+def test_scaled_mineral_scales_densities_and_its_maps_alike_and_keeps_outlines(pairs: Pairs) -> None:
+    hip = pairs.hip(1)
+    materials, targets = hip.materials.astype(np.float32), hip.targets.astype(np.float32)
+    more, more_targets = scale_mineral(materials, targets, 1.25)
+    np.testing.assert_allclose(more[2], 1.25 * materials[2], rtol=1e-6)
+    np.testing.assert_allclose(more_targets[0], 1.25 * targets[0], rtol=1e-6)
+    np.testing.assert_array_equal(more_targets[1], targets[1])
+    np.testing.assert_array_equal(more[3], materials[3])
+    example, plain = (
+        hip_example(materials, targets, hip.labels, True, LOGARITHMS, np.random.default_rng(3), share)
+        for share in (1.0, 0.0)
+    )
+    assert not np.allclose(plain.canonical, example.canonical)
+    assert example.canonical_weight.any()
+    is_area = np.array([unit == "cm2" for _, unit in CANONICAL])
+    row = example.canonical[example.canonical_weight > 0][0]
+    factor = float(np.exp(row[~is_area] - LOGARITHMS[0][~is_area])[0])
+    assert MINERAL_FACTOR[0] <= factor <= MINERAL_FACTOR[1] and factor != pytest.approx(1.0, abs=0.01)
+    assert row[~is_area] == pytest.approx(LOGARITHMS[0][~is_area] + np.log(factor))
+
+
+def test_scaled_mineral_is_what_the_projection_of_the_scaled_phantom_is(pairs: Pairs) -> None:
+    phantom = make_phantom(draw_subject(3, 0))
+    hip = make_targets(phantom).hips[1]
+    truth = make_targets(scaled(phantom, 0.8)).hips[1]
+    materials, _ = scale_mineral(hip.materials.astype(np.float32), hip.targets.astype(np.float32), 0.8)
+    bone = materials[2] > 0.05
+    for index, tolerance_g_cm2 in ((0, 0.05), (1, 0.05), (2, 0.005)):
+        error = (materials[index] - truth.materials[index].astype(np.float32))[bone]
+        assert abs(error.mean()) < tolerance_g_cm2
 
 
 def test_metal_counts_as_an_implant_only_where_it_is_seen(pairs: Pairs) -> None:
@@ -195,8 +231,8 @@ def test_map_and_edge_losses_have_their_closed_form() -> None:
 
 # --- the loop -----------------------------------------------------------------------------------------------------------
 def a_run(steps: int) -> RunConfiguration:
-    network = NetworkConfiguration((16, 24, 32), steps, 2, 1e-3)
-    return RunConfiguration("t", "0", 1, PairsConfiguration(2, 3), SplitConfiguration(0.1, 0.1), network, network)
+    network = NetworkConfiguration((16, 24, 32), 2, (Stage(steps, 1e-3), Stage(1, 1e-3, mineral_scaled=0.5)))
+    return RunConfiguration("t", "0", 1, PairsConfiguration(2, 3), SplitConfiguration(0.1, 0.1), network, network, True)
 
 
 ALL = Split(np.array([0, 1]), np.array([0]), np.array([1]))
@@ -214,7 +250,7 @@ def test_an_interrupted_run_goes_on_to_the_weights_it_would_have_had(pairs: Pair
     with pytest.raises(Interrupted):
         train(a_run(4), Stops(pairs.folder, pairs.table), ALL, tmp_path / "parts", workers=0, save_every=2)
     train(a_run(4), pairs, ALL, tmp_path / "parts", workers=0, save_every=2)
-    for name in ("decomposer.pt", "locator.pt"):
+    for name in ("decomposer.stage1.pt", "decomposer.pt", "locator.pt", "direct.pt"):
         whole = torch.load(tmp_path / "whole" / name, weights_only=True)
         parts = torch.load(tmp_path / "parts" / name, weights_only=True)
         assert all(torch.equal(whole[key], parts[key]) for key in whole)
@@ -234,13 +270,33 @@ def test_a_run_resumed_from_a_checkpoint_ends_like_one_that_was_not(pairs: Pairs
     calls: list[int] = []
     with pytest.raises(Interrupted):
         train(a_run(4), StopsAfter(pairs.folder, pairs.table), ALL, tmp_path / "parts", workers=0, save_every=2)
-    assert (tmp_path / "parts" / "decomposer.checkpoint.pt").exists()
+    assert (tmp_path / "parts" / "decomposer.stage1.checkpoint.pt").exists()
     train(a_run(4), pairs, ALL, tmp_path / "parts", workers=0, save_every=2)
     train(a_run(4), pairs, ALL, tmp_path / "whole", workers=0, save_every=2)
     whole = torch.load(tmp_path / "whole" / "decomposer.pt", weights_only=True)
     parts = torch.load(tmp_path / "parts" / "decomposer.pt", weights_only=True)
     for key, value in whole.items():
         torch.testing.assert_close(parts[key], value, rtol=1e-4, atol=1e-6)
+
+
+def test_a_stage_begins_with_the_weights_of_the_one_before_and_draws_new_examples(pairs: Pairs, tmp_path: Path) -> None:
+    numbers: list[int] = []
+
+    class Counts(HipExamples):
+        def __getitem__(self, number: int):  # type: ignore[no-untyped-def]
+            numbers.append(number)
+            return super().__getitem__(number)
+
+    run = replace(a_run(2), direct=False)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("training.train.HipExamples", Counts)
+        train(run, pairs, ALL, tmp_path, workers=0)
+    assert numbers == [0, 1, 2, 3, 4, 5]
+    before, after = (
+        torch.load(tmp_path / f"decomposer{part}.pt", weights_only=True)["encoder.stem.weight"]
+        for part in (".stage1", "")
+    )
+    assert 0 < float((after - before).abs().max()) < 1e-3  # one averaged step from there, not a new start
 
 
 def test_the_learning_rate_rises_for_a_tenth_and_ends_at_zero() -> None:

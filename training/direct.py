@@ -1,0 +1,56 @@
+"""The conventional method, for comparison: the figures straight from the crop, with no picture of the bone in between.
+
+It has the decomposer's encoder and sees the same examples for the same number of steps, so that what differs is the method.
+"""
+
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from dicomnode.domain.measurement import Region
+from dicomnode.inference.canonical import canonical_figures
+from dicomnode.inference.channels import CANONICAL, REGIONS
+from dicomnode.inference.network import SPREAD_RANGE, Encoder, pooled
+
+_HIDDEN = 128
+"""As wide as the decomposer's head."""
+
+
+class DirectNet(nn.Module):
+    """Regression from the crop to what `inference.network.CanonicalHead` states."""
+
+    centre: Tensor
+
+    def __init__(self, inputs: int, widths: tuple[int, ...]) -> None:
+        super().__init__()
+        self.encoder = Encoder(inputs, widths)
+        features, answers = 2 * widths[-1], 2 * len(REGIONS) * len(CANONICAL)
+        self.mix = nn.Sequential(
+            nn.LayerNorm(features), nn.Linear(features, _HIDDEN), nn.ReLU(), nn.Linear(_HIDDEN, answers)
+        )
+        self.register_buffer("centre", torch.zeros(len(REGIONS), len(CANONICAL)))
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Read the figures.
+
+        Args:
+            image: (b, inputs, h, w).
+
+        Returns:
+            (b, 2, regions, quantities): logarithms of the figures, and of their spreads.
+        """
+        coarse, _ = self.encoder(image)
+        answer = self.mix(pooled(coarse).float())
+        difference, spread = answer.reshape(-1, 2, len(REGIONS), len(CANONICAL)).unbind(1)
+        return torch.stack([self.centre + difference, spread.clamp(*SPREAD_RANGE)], 1)
+
+
+def direct_figures(network: DirectNet, network_input: NDArray[np.float32]) -> Mapping[Region, dict[str, float]]:
+    """Figures by region and quantity from one crop, (2, rows, columns) as `inference.intensity.standardise` gives it."""
+    with torch.inference_mode():
+        answer = network(torch.from_numpy(network_input)[None])[0].numpy()
+    table = canonical_figures(answer)
+    return {region: {name: figure.value for name, figure in figures.items()} for region, figures in table.items()}
