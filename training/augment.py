@@ -86,7 +86,7 @@ def hip_example(
     if mineral_scaled > 0 and rng.random() < mineral_scaled:
         factor = float(np.exp(rng.uniform(*np.log(MINERAL_FACTOR))))
         materials, targets = scale_mineral(materials, targets, factor)
-        canonical = canonical + np.float32(np.log(factor)) * ~_IS_AREA
+        canonical = canonical + (np.log(factor) * ~_IS_AREA).astype(np.float32)
     negative = rng.random() < _NEGATIVE_SHARE
     matrix = _spoiled_geometry(rng) if negative else _geometry(rng)
     planes = np.concatenate([materials, targets]).astype(np.float32)

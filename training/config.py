@@ -113,7 +113,7 @@ def build_frozen(kind: type[Any], document: dict[str, Any], place: str) -> Any:
     values = {}
     for name, value in document.items():
         wanted = known[name].type
-        part = next((one for one in get_args(wanted) if is_dataclass(one)), None)
+        part = next((one for one in get_args(wanted) if isinstance(one, type) and is_dataclass(one)), None)
         if isinstance(wanted, type) and is_dataclass(wanted):
             values[name] = build_frozen(wanted, value, f"{place}: {name}")
         elif part is not None and isinstance(value, list):

@@ -77,7 +77,8 @@ def _compare(cases: list["RegionCase"], quantity: str) -> MethodComparison:
 
 
 def _gains(truth: Values, proposed: Values, direct: Values) -> Values:
-    return (r_and_rmse(truth, proposed) - r_and_rmse(truth, direct)) * np.array([1.0, -1.0])
+    (r, rmse), (r_direct, rmse_direct) = r_and_rmse(truth, proposed), r_and_rmse(truth, direct)
+    return np.array([r - r_direct, rmse_direct - rmse])
 
 
 def draw_methods(path: Path, cases: Iterable["RegionCase"], title: str) -> None:

@@ -12,6 +12,7 @@ from dicomnode.inference import frame
 from dicomnode.inference.bundle import Bundle
 from dicomnode.inference.canonical import CanonicalFigures, canonical_figures
 from dicomnode.inference.channels import INDEX, LABELS, MAPS, VERDICTS
+from dicomnode.inference.field import exposed_field
 from dicomnode.inference.frame import Label
 from dicomnode.inference.intensity import standardise
 from dicomnode.inference.network import HipNet
@@ -129,7 +130,7 @@ class Predictor:
         network_input = standardise(crop, inside)
         channels, verdicts, canonical = self._run(self._decomposer, network_input)
         labels = channels[LABELS].argmax(0).astype(np.uint8)
-        field = inside & (channels[INDEX["field"]] > 0)
+        field = exposed_field(channels[INDEX["field"]] > 0, inside)
         labels[~field] = Label.BACKGROUND
         physical = np.maximum(channels[MAPS], 0.0)
         return Decomposition(
