@@ -60,7 +60,7 @@ def main(
                 )
             if "network" in chosen:
                 told("running the networks")
-                measured |= _attempt("network", lambda: _network(files[0], model), failed)
+                measured |= _attempt("network", lambda: _network(files[0], model, told), failed)
         if "projector" in chosen:
             measured |= _attempt("projector", lambda: _projector(rounds, told), failed)
         if "calibration" in chosen:
@@ -113,10 +113,15 @@ def _reporting(
     return {"reporting": measured}
 
 
-def _network(file: Path, model: Path) -> dict[str, object]:
+def _network(file: Path, model: Path, told: Callable[[str], None]) -> dict[str, object]:
     measured = network.time_networks(file, model)
     console.print(output.network_table(measured))
-    return {"network": measured}
+    engines = network.compare_engines(
+        file, model, told, lambda why: console.print(f"[yellow]skipped[/]   {why}", soft_wrap=True)
+    )
+    if engines:
+        console.print(output.engine_table(engines))
+    return {"network": measured, "engines": tuple(engines)}
 
 
 def _calibration(volumes: int, told: Callable[[str], None]) -> dict[str, object]:

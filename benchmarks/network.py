@@ -1,18 +1,23 @@
-"""Seconds of the networks, and of the whole measurement, on the CPU for one radiograph."""
+"""Seconds of the networks, and of the whole measurement, on the CPU for one radiograph; torch beside other engines."""
 
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from statistics import median
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from dicomnode.dicom.pixels import read_radiograph
 from dicomnode.dicom.reader import Limits
 from dicomnode.domain.object_plane import object_plane
 from dicomnode.domain.radiograph import Side
-from dicomnode.inference.bundle import load_bundle
+from dicomnode.inference import frame
+from dicomnode.inference.bundle import Bundle, load_bundle
+from dicomnode.inference.network import HipNet
 from dicomnode.inference.predictor import HipCandidate, Predictor
 from dicomnode.pipeline import measure
 
@@ -20,6 +25,38 @@ REPEATS = 10
 FEWEST_REPEATS = 3
 BUDGET_S = 15.0
 """No part is repeated beyond this, so that a slow machine gets fewer repeats rather than a long wait."""
+ENGINE_ROUNDS = 9
+ENGINE_THREADS = (1, 2)
+
+Answer = tuple[NDArray[np.float32], ...]
+Run = Callable[[NDArray[np.float32]], Answer]
+"""From (c, h, w) to what `HipNet` answers, without the axis of the batch."""
+
+
+@dataclass(frozen=True)
+class Engine:
+    """Another program that runs the same weights on the CPU."""
+
+    name: str
+    needs: tuple[str, ...]
+    """Python packages."""
+    prepare: Callable[[HipNet, tuple[int, ...], int], Run]
+    """Convert a network for inputs of (b, c, h, w) and a number of threads, outside the timed part."""
+
+
+@dataclass(frozen=True)
+class EngineTimes:
+    """How many times an engine's time torch takes: medians of the ratios within each round, (wall, processor)."""
+
+    name: str
+    threads: int
+    locator: tuple[float, float]
+    decomposer: tuple[float, float]
+    """One hip."""
+    measure: tuple[float, float]
+    """`pipeline.measure`, which is what a radiograph gains."""
+    difference: float
+    """Largest of any number that the decomposer answers, from torch's, in its own unit."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +103,104 @@ def time_networks(file: Path, model: Path) -> NetworkTimes:
         decompose_s=_median_s(lambda: [predictor.decompose(image, spacing_mm, hip) for hip in hips]),
         measure_s=_median_s(lambda: measure(radiograph, predictor, lambda *_: None)),
     )
+
+
+def compare_engines(
+    file: Path, model: Path, told: Callable[[str], None], missing: Callable[[str], None]
+) -> list[EngineTimes]:
+    """Let torch as the node runs it and the engines that are installed take turns on one radiograph.
+
+    Raises:
+        BundleError: there is no sound bundle in `model`.
+    """
+    present = []
+    for engine in ENGINES:
+        absent = [package for package in engine.needs if find_spec(package) is None]
+        if absent:
+            missing(f"{engine.name}: {', '.join(absent)} not installed (pip install {' '.join(absent)})")
+        else:
+            present.append(engine)
+    radiograph, before = read_radiograph(file, Limits()), torch.get_num_threads()
+    bundle = load_bundle(model)
+    noise = np.random.default_rng(0)
+    shapes = (
+        (bundle.locator.shape.inputs, frame.LOCATOR_SIZE, frame.LOCATOR_SIZE),
+        (bundle.decomposer.shape.inputs, frame.ROWS, frame.COLUMNS),
+    )
+    overview, crop = (noise.random(shape, np.float32) for shape in shapes)
+    times = []
+    for threads in ENGINE_THREADS if present else ():
+        predictors = [Predictor(bundle, "cpu", threads)]
+        for engine in present:
+            told(f"converting the networks for {engine.name}, {threads} threads")
+            predictors.append(_OtherEngine(bundle, engine, threads))
+        steps: tuple[Callable[[Predictor], object], ...] = (
+            lambda predictor: predictor._run(bundle.locator, overview),
+            lambda predictor: predictor._run(bundle.decomposer, crop),
+            lambda predictor: measure(radiograph, predictor, lambda *_: None),
+        )
+        taken = np.empty((ENGINE_ROUNDS + 1, len(steps), len(predictors), 2))
+        for number in range(ENGINE_ROUNDS + 1):
+            told(f"engines, {threads} threads, round {number} of {ENGINE_ROUNDS}")
+            for row, step in enumerate(steps):
+                for column in np.roll(np.arange(len(predictors)), -number):
+                    wall, cpu = time.perf_counter(), time.process_time()
+                    step(predictors[column])
+                    taken[number, row, column] = time.perf_counter() - wall, time.process_time() - cpu
+        ratios = np.median(taken[1:, :, :1] / taken[1:], axis=0)  # the first round pays for what is made once
+        expected = predictors[0]._run(bundle.decomposer, crop)
+        for column, engine in enumerate(present, 1):
+            answer = predictors[column]._run(bundle.decomposer, crop)
+            difference = max(float(np.abs(a - b).max()) for a, b in zip(answer, expected, strict=True) if a.size)
+            locator, decomposer, whole = ((float(wall), float(cpu)) for wall, cpu in ratios[:, column])
+            times.append(EngineTimes(engine.name, threads, locator, decomposer, whole, difference))
+    torch.set_num_threads(before)
+    return times
+
+
+class _OtherEngine(Predictor):
+    """A predictor whose networks run elsewhere; all around them stays the node's own."""
+
+    def __init__(self, bundle: Bundle, engine: Engine, threads: int) -> None:
+        super().__init__(bundle, "cpu", threads)
+        size, inputs = frame.LOCATOR_SIZE, bundle.decomposer.shape.inputs
+        self._runs = {
+            bundle.locator: engine.prepare(bundle.locator, (1, bundle.locator.shape.inputs, size, size), threads),
+            bundle.decomposer: engine.prepare(bundle.decomposer, (1, inputs, frame.ROWS, frame.COLUMNS), threads),
+        }
+
+    def _run(self, network: HipNet, channels: NDArray[np.float32]) -> Answer:
+        return self._runs[network](channels)
+
+
+def _onnxruntime(network: HipNet, shape: tuple[int, ...], threads: int) -> Run:
+    import onnxruntime
+
+    program = torch.onnx.export(network, (torch.zeros(shape),), dynamo=True, verbose=False)
+    assert program is not None, "torch.onnx.export gives a program where no file is named"
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    session = onnxruntime.InferenceSession(
+        program.model_proto.SerializeToString(), options, providers=["CPUExecutionProvider"]
+    )
+    name = session.get_inputs()[0].name
+    return lambda channels: tuple(part[0] for part in session.run(None, {name: channels[None]}))
+
+
+def _openvino(network: HipNet, shape: tuple[int, ...], threads: int) -> Run:
+    import openvino
+
+    with torch.no_grad():
+        converted = openvino.convert_model(network, example_input=torch.zeros(shape), input=list(shape))
+    settings = {"INFERENCE_NUM_THREADS": threads, "INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}
+    request = openvino.Core().compile_model(converted, "CPU", settings).create_infer_request()
+    return lambda channels: tuple(part[0].copy() for part in request.infer([channels[None]]).values())
+
+
+ENGINES = (
+    Engine("ONNX Runtime", ("onnxruntime", "onnx", "onnxscript"), _onnxruntime),
+    Engine("OpenVINO", ("openvino",), _openvino),
+)
 
 
 def _median_s(run: Callable[[], object]) -> float:

@@ -16,7 +16,7 @@ from rich.table import Table
 
 from benchmarks import projector
 from benchmarks.calibrating import Calibrated
-from benchmarks.network import NetworkTimes
+from benchmarks.network import EngineTimes, NetworkTimes
 from benchmarks.projector import ProjectorTimes
 from benchmarks.reporting import STAGES, Reporting
 from benchmarks.storing import OURS, Times, ratio
@@ -34,6 +34,7 @@ class Results:
     store: tuple[Times, ...] = ()
     reporting: Reporting | None = None
     network: NetworkTimes | None = None
+    engines: tuple[EngineTimes, ...] = ()
     calibration: tuple[Calibrated, ...] = ()
     projector: tuple[ProjectorTimes, ...] = ()
 
@@ -100,6 +101,21 @@ def network_table(measured: NetworkTimes) -> Table:
         ("pipeline.measure, all of it", measured.measure_s),
     ):
         table.add_row(name, f"{seconds:.3f}")
+    return table
+
+
+def engine_table(times: Sequence[EngineTimes]) -> Table:
+    """Engines: how many times their time torch takes."""
+    title = "torch's time to that of other engines for the same weights, wall (CPU)"
+    table = Table("Engine", title=title, title_justify="left", caption_justify="left", min_width=len(title))
+    for heading in ("Threads", "Locator", "Decomposer", "pipeline.measure", "Difference"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for entry in times:
+        ratios = (f"{wall:.2f} ({cpu:.2f})" for wall, cpu in (entry.locator, entry.decomposer, entry.measure))
+        table.add_row(entry.name, str(entry.threads), *ratios, f"{entry.difference:.1e}")
+    table.caption = (
+        "Medians of the ratios in each round. Difference: the largest of any number that the decomposer answers."
+    )
     return table
 
 
@@ -192,6 +208,7 @@ def as_dict(results: Results) -> dict[str, Any]:
         },
         "reporting": _reporting_dict(results.reporting),
         "network": asdict(results.network) if results.network else None,
+        "engines": [asdict(entry) for entry in results.engines],
         "calibration": [
             {
                 **asdict(entry),

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from benchmarks import output, projector, storing
 from benchmarks.calibrating import Calibrated
-from benchmarks.network import NetworkTimes
+from benchmarks.network import EngineTimes, NetworkTimes
 from benchmarks.programs import Peer, ProgramFailed, ProgramMissing, find_program, wait_until
 from benchmarks.projector import ProjectorTimes
 from benchmarks.reporting import Reporting, Way
@@ -26,6 +26,7 @@ def contender(name: str, aim: float | None = None, program: str = "sh") -> Conte
 OURSELVES = Times(contender(OURS), (1.0, 4.0, 2.0))
 SLOWER = Times(contender("slower", 1.5), (2.0, 8.0, 4.0))
 NETWORK = NetworkTimes("tiny 0", 2, 1, False, 0.01, 0.02, 0.03, 0.06)
+ENGINES = (EngineTimes("another engine", 2, (2.5, 2.25), (1.5, 1.25), (1.125, 1.0625), 3e-6),)
 CALIBRATED = Calibrated("pad askew", (0.02, -0.07), (-0.3, 0.1), (0.4, 0.6), ("the rods were not found",))
 REPORTING = Reporting("Orthanc", (Way(0.1, 0.2, 0.3, 0.4, "measured"), Way(0.3, 0.2, 0.3, 0.4, "not_measurable")), 2.5)
 PROJECTORS = (
@@ -91,6 +92,7 @@ def test_tables_say_units_aims_and_outcomes() -> None:
         output.store_table([OURSELVES, SLOWER], 300.0),
         output.reporting_table(REPORTING),
         output.network_table(NETWORK),
+        output.engine_table(ENGINES),
         output.calibration_table([CALIBRATED]),
         output.projector_table(PROJECTORS),
     ):
@@ -110,13 +112,18 @@ def test_tables_say_units_aims_and_outcomes() -> None:
         "1 failed",
         "2.50",
         "-25.0000",
+        "2.50 (2.25)",
+        "3.0e-06",
     ):
         assert words in text
 
 
 @pytest.mark.parametrize(
     "results",
-    [output.Results(), output.Results(300.0, (OURSELVES, SLOWER), REPORTING, NETWORK, (CALIBRATED,), PROJECTORS)],
+    [
+        output.Results(),
+        output.Results(300.0, (OURSELVES, SLOWER), REPORTING, NETWORK, ENGINES, (CALIBRATED,), PROJECTORS),
+    ],
     ids=["nothing", "everything"],
 )
 def test_results_are_written_as_json_and_picture(results: output.Results, tmp_path: Path) -> None:
@@ -124,5 +131,6 @@ def test_results_are_written_as_json_and_picture(results: output.Results, tmp_pa
     content = json.loads(document.read_text(encoding="utf-8"))
     assert [entry["ratio_to_node"] for entry in content["store"]["contenders"]] == [1.0, 2.0][: len(results.store)]
     assert (content["network"] is None) == (results.network is None)
+    assert [entry["threads"] for entry in content["engines"]] == [2] * len(results.engines)
     assert [entry["worst_slope_percent"] for entry in content["calibration"]] == [0.07] * len(results.calibration)
     assert picture.read_bytes().startswith(b"\x89PNG")
