@@ -17,12 +17,15 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
+from dicomnode.errors import ConfigurationError
+from dicomnode.inference.bundle import load_bundle
 from dicomnode.inference.channels import CHANNELS, LOCATOR_CHANNELS, VERDICTS
 from dicomnode.inference.network import HipNet, NetworkShape, ResidualBlock
 from training.augment import HipExample, OverviewExample, hip_example, overview_example
 from training.config import NetworkConfiguration, RunConfiguration
 from training.losses import HipBatch, decomposition_loss, heat_loss
 from training.pairs import Pairs
+from training.real import RealExamples, load_real
 from training.split import Split
 from training.targets import canonical_logarithms
 
@@ -61,22 +64,50 @@ def train(
     """
     folder.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(run.seed)
-    hips = HipExamples(pairs, pairs.hips_of(split.training), run.seed)
+    hips = HipExamples(pairs, pairs.hips_of(split.training), run.seed, real_examples(run))
     # Both before any training: their first weights must not depend on where an interrupted run goes on.
-    decomposer, locator = HipNet(decomposer_shape(run.decomposer)), HipNet(locator_shape(run.locator))
+    decomposer = _initialised(HipNet(decomposer_shape(run.decomposer)))
+    locator = _initialised(HipNet(locator_shape(run.locator)))
+    if run.start is not None:
+        start_from(Path(run.start), decomposer, locator)
     _fit("decomposer", decomposer, _hip_loss, hips, run.decomposer, run.seed, folder, workers, save_every)
     overviews = OverviewExamples(pairs, split.training, run.seed)
     _fit("locator", locator, _overview_loss, overviews, run.locator, run.seed, folder, workers, save_every)
 
 
+def real_examples(run: RunConfiguration) -> RealExamples | None:
+    """Where a run's real examples come from; None where it has none."""
+    real = load_real(run.hospital)
+    return None if real is None or run.hospital is None else RealExamples(real.training, run.hospital.share, run.seed)
+
+
+def start_from(folder: Path, decomposer: HipNet, locator: HipNet) -> None:
+    """Give both networks the weights of a bundle.
+
+    Raises:
+        ConfigurationError: the bundle's networks have other shapes than the run's.
+        BundleError: no bundle, or one of another format, frame or intensity transform.
+    """
+    bundle = load_bundle(folder)
+    for name, network, earlier in (("decomposer", decomposer, bundle.decomposer), ("locator", locator, bundle.locator)):
+        if network.shape != earlier.shape:
+            raise ConfigurationError(
+                f"start: the {name} of {folder} is {earlier.shape}, the run's is {network.shape};"
+                f" set {name}.widths = {list(earlier.shape.widths)}, or leave start out"
+            )
+        network.load_state_dict(earlier.state_dict())
+
+
 class HipExamples(Dataset[dict[str, Any]]):
     """Hips by (drawing number): the same number always gives the same example."""
 
-    def __init__(self, pairs: Pairs, hips: np.ndarray[Any, Any], seed: int) -> None:
-        self.pairs, self.hips, self.seed = pairs, hips, seed
+    def __init__(self, pairs: Pairs, hips: np.ndarray[Any, Any], seed: int, real: RealExamples | None = None) -> None:
+        self.pairs, self.hips, self.seed, self.real = pairs, hips, seed, real
         self.with_metal = np.array([hip for hip in hips if pairs.table[hip]["has_metal"]], np.int64)
 
     def __getitem__(self, number: int) -> dict[str, Any]:
+        if self.real is not None and (example := self.real.draw(number)) is not None:
+            return _fields(example)
         rng = np.random.default_rng((self.seed, 1, number))
         drawn_from = self.with_metal if len(self.with_metal) and rng.random() < _METAL_SHARE else self.hips
         hip = self.pairs.hip(int(drawn_from[rng.integers(len(drawn_from))]))
@@ -132,7 +163,7 @@ def _fit(
         log.info("%s is trained already (%s)", name, done)
         return
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    network = _initialised(network).to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    network = network.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = torch.optim.AdamW(
         network.parameters(), configuration.learning_rate, weight_decay=configuration.weight_decay
     )
