@@ -70,7 +70,12 @@ def a_folder(output: Path, patients: Sequence[str], **changes: str) -> Path:
         place = output / "cases" / patient
         place.mkdir(parents=True)
         step = {"calibration": {"material": "hydroxyapatite", **changes, "doubts": ["nominal"]}}
-        write_report(place, Report(patient, patient, "ab", Status.DOUBTFUL, steps=step, hips={"R": dict(FIGURES)}))
+        write_report(
+            place,
+            Report(
+                patient, Status.DOUBTFUL, steps=step, hips={"R": dict(FIGURES)}, patient=patient, inputs_sha256="ab"
+            ),
+        )
         save_arrays(a_hip(patient), place / "R.npz")
     return output
 
@@ -173,7 +178,7 @@ def test_what_is_not_known_of_a_real_hip_gives_neither_loss_nor_gradient() -> No
     verdicts = torch.zeros(1, 2, requires_grad=True)
     terms = decomposition_loss(channels, verdicts, torch.zeros(1, 2, 4, 3), batch)
     assert all(torch.isfinite(term) for term in terms.values())
-    assert float(terms["metal"]) == 0 and float(terms["implant"]) == 0 and float(terms["maps"]) > 0
+    assert not terms["metal"] and not terms["implant"] and terms["maps"] > 0
     torch.stack(list(terms.values())).sum().backward()  # type: ignore[no-untyped-call]
     assert channels.grad is not None and verdicts.grad is not None
     assert torch.isfinite(channels.grad).all()

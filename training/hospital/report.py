@@ -42,10 +42,6 @@ class Report:
     """What is told of one case; grows with its steps."""
 
     case: str
-    patient: str = ""
-    """Identifier, never a name; cases of one patient go into one part of the split."""
-    inputs_sha256: str = ""
-    """Of the files and settings that the case was made of."""
     status: Status = Status.DONE
     reason: str | None = None
     """Why it failed."""
@@ -53,6 +49,10 @@ class Report:
     """Step to its figures of merit and its doubts."""
     hips: dict[str, dict[str, Any]] = field(default_factory=dict)
     """"R", "L" to figures, or to the reason why there are none."""
+    patient: str = ""
+    """Identifier, never a name; cases of one patient go into one part of the split."""
+    inputs_sha256: str = ""
+    """Of the files and settings that the case was made of."""
     decisions: list[Decision] = field(default_factory=list)
     """All that were ever made, in their order; of those about these inputs the last holds."""
 
