@@ -1,8 +1,9 @@
 """From a stored pair to one training example: geometry, exposure, vendor's processing and field of view drawn anew each time.
 
-What is stored are projections of materials; the radiograph is simulated here, so that each example is seen under another
-tube voltage, dose, scatter and vendor. Geometry is changed before the radiograph is simulated, for materials and targets
+What is stored of phantoms are projections of materials; the radiograph is simulated here, so that each example is seen under
+another tube voltage, dose, scatter and vendor. Geometry is changed before the radiograph is simulated, for materials and targets
 alike and isotropically, so that areal densities keep their meaning (facts on mass conservation: arXiv 2307.11513).
+Of a real hip the radiograph itself is stored: geometry and field change in the same way, grey levels mildly.
 """
 
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from dicomnode.domain.measurement import Region
 from dicomnode.inference import frame
 from dicomnode.inference.channels import CANONICAL, LABELS_OF_REGION, REGIONS
 from dicomnode.inference.intensity import standardise
-from training.projection.radiograph import Metal, random_exposure, random_processing, simulate
+from training.projection.radiograph import Metal, random_exposure, random_processing, reprocess, simulate
 from training.targets import MARGIN_PX, scale_mineral
 
 METAL_G_CM2 = 0.5
@@ -49,15 +50,16 @@ class HipExample:
     network_input: NDArray[np.float32]
     """(2, rows, columns), see `inference.intensity.standardise`."""
     maps: NDArray[np.float32]
-    """(4, rows, columns): femur density g/cm2, femur path cm, pelvis density g/cm2, soft g/cm2."""
+    """(4, rows, columns): femur density g/cm2, femur path cm, pelvis density g/cm2, soft g/cm2; NaN where it is not known."""
     labels: NDArray[np.int64]
     metal: NDArray[np.float32]
+    """1 where there is metal, else 0; NaN where it is not known."""
     field: NDArray[np.float32]
     """1 where the radiograph shows anatomy: inside the image and the exposed field."""
     anteroposterior_hip: float
     """1 for an AP hip in its frame, else 0; then the maps are not learned from."""
     implant: float
-    """1 where metal is seen, else 0."""
+    """1 where metal is seen, else 0; NaN where it is not known."""
     canonical: NDArray[np.float32]
     """(regions, quantities) natural logarithms, see `inference.channels.CANONICAL`; 0 where there is nothing to learn."""
     canonical_weight: NDArray[np.float32]
@@ -87,13 +89,63 @@ def hip_example(
         factor = float(np.exp(rng.uniform(*np.log(MINERAL_FACTOR))))
         materials, targets = scale_mineral(materials, targets, factor)
         canonical = canonical + (np.log(factor) * ~_IS_AREA).astype(np.float32)
+    planes = np.concatenate([materials, targets]).astype(np.float32)
+    planes, moved_labels, grown, negative = _moved(planes, labels, canonical, rng)
+    return finish_hip_example(planes, moved_labels, anteroposterior and not negative, grown, rng)
+
+
+def real_hip_example(
+    image: NDArray[np.float32],
+    inside: NDArray[np.bool_],
+    field: NDArray[np.bool_],
+    targets: NDArray[np.float32],
+    labels: NDArray[np.uint8],
+    canonical: NDArray[np.float32],
+    rng: np.random.Generator,
+) -> HipExample:
+    """Draw a training example from a real AP hip's radiograph and what its CT says of it.
+
+    Soft tissue and metal are not known: no loss comes from them.
+
+    Args:
+        image: (rows + 2 margin, columns + 2 margin) grey levels within 0..1, larger is more attenuation.
+        inside: (...) what lies on the radiograph.
+        field: (...) where it was exposed as well.
+        targets: (3, ...) femur density, femur path, pelvis density; NaN where the CT says nothing.
+        labels: (...) region labels.
+        canonical: (regions, quantities) as `targets.canonical_logarithms` gives them.
+    """
+    # Beyond what is stored lies no radiograph: the outermost pixels, which are repeated there, say so.
+    seen = np.pad(np.stack([inside, field])[:, 1:-1, 1:-1], ((0, 0), (1, 1), (1, 1))).astype(np.float32)
+    planes = np.concatenate([image[None], seen, targets]).astype(np.float32)
+    planes, moved_labels, grown, negative = _moved(planes, labels, canonical, rng)
+    moved_inside, moved_field = planes[1:3] > 0.5
+    pictured = _blur(planes[[0, 3, 4, 5]], rng)
+    picture = reprocess(pictured[0], frame.SPACING_MM, rng)
+    cut, cut_inside, cut_field = _cut_field(picture, rng)
+    unknown = np.full_like(picture, np.nan)
+    return _example(
+        cut,
+        moved_inside & cut_inside,
+        moved_field & cut_field,
+        np.concatenate([pictured[1:], unknown[None]]),
+        unknown,
+        moved_labels,
+        not negative,
+        grown,
+    )
+
+
+def _moved(
+    planes: NDArray[np.float32], labels: NDArray[np.uint8], canonical: NDArray[np.float32], rng: np.random.Generator
+) -> tuple[NDArray[np.float32], NDArray[np.uint8], NDArray[np.float32], bool]:
+    """Draw a geometry; returns planes and labels in the frame, the figures there, and whether the hip is spoiled by it."""
     negative = rng.random() < _NEGATIVE_SHARE
     matrix = _spoiled_geometry(rng) if negative else _geometry(rng)
-    planes = np.concatenate([materials, targets]).astype(np.float32)
-    planes, moved_labels = _transform(planes, labels, matrix)
+    moved, moved_labels = _transform(planes, labels, matrix)
     # Larger on the image at the same densities: only areas grow.
     grown = canonical - np.log(np.linalg.det(matrix[:2, :2]).clip(1e-3)) * _IS_AREA
-    return finish_hip_example(planes, moved_labels, anteroposterior and not negative, grown.astype(np.float32), rng)
+    return moved, moved_labels, grown.astype(np.float32), negative
 
 
 def finish_hip_example(
@@ -108,19 +160,34 @@ def finish_hip_example(
     materials, targets = planes[:4], planes[4:]
     image = random_radiograph(materials, frame.SPACING_MM, rng)
     image, inside, field = _cut_field(image, rng)
-    metal = materials[3] > METAL_G_CM2
-    seen_cm2 = float((metal & field).sum()) * (frame.SPACING_MM / 10) ** 2
+    maps = np.concatenate([targets, materials[:1] + materials[1:2]])
+    metal = (materials[3] > METAL_G_CM2).astype(np.float32)
+    return _example(image, inside, field, maps, metal, labels, anteroposterior, canonical)
+
+
+def _example(
+    image: NDArray[np.float32],
+    inside: NDArray[np.bool_],
+    field: NDArray[np.bool_],
+    maps: NDArray[np.float32],
+    metal: NDArray[np.float32],
+    labels: NDArray[np.uint8],
+    anteroposterior: bool,
+    canonical: NDArray[np.float32],
+) -> HipExample:
+    """What of a picture in the frame can be learned; `metal` is NaN where it is not known."""
+    seen_cm2 = float(((metal > 0) & field).sum()) * (frame.SPACING_MM / 10) ** 2
     learnable = anteroposterior and seen_cm2 < _LEAST_IMPLANT_CM2
     weight = np.array([learnable and _is_seen(labels, field, region) for region in REGIONS], np.float32)
     weight *= np.isfinite(canonical).all(1)
     return HipExample(
         network_input=standardise(image, inside),
-        maps=np.concatenate([targets, materials[:1] + materials[1:2]]).astype(np.float32),
+        maps=maps.astype(np.float32),
         labels=labels.astype(np.int64),
-        metal=metal.astype(np.float32),
+        metal=metal,
         field=field.astype(np.float32),
         anteroposterior_hip=float(anteroposterior),
-        implant=float(seen_cm2 >= _LEAST_IMPLANT_CM2),
+        implant=float(np.nan if np.isnan(metal).any() else seen_cm2 >= _LEAST_IMPLANT_CM2),
         canonical=np.where(weight[:, None] > 0, canonical, np.float32(0)),
         canonical_weight=weight,
     )

@@ -1,8 +1,10 @@
 """`python -m training`: from nothing to a served bundle, step by step or in one go."""
 
 import logging
+from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from pydicom.uid import JPEGLSLossless
@@ -23,14 +25,17 @@ from training.calibration.rods import calibrate_by_rods
 from training.calibration.tissues import calibrate_by_tissues
 from training.config import RunConfiguration, load_run
 from training.evaluate import QUANTITY_LABELS, Summary, evaluate, summarise, write_evaluation
+from training.evaluate_real import evaluate_real, summarise_real
 from training.export import export
+from training.hospital.cases import decide
 from training.hospital.make import Tools, fit_dxa_lines, make_hospital_pairs, register_by_similarity
-from training.hospital.report import reports_table
+from training.hospital.report import Verdict, reports_table
 from training.hospital.table import read_table
 from training.ladders.command import ladders_command
 from training.methods import load_direct
 from training.pairs import Pairs, load_pairs, make_pairs
 from training.projection.radiograph import Exposure
+from training.real import load_real
 from training.segmentation.cli import app as segmentation
 from training.simulate_dx import DEFAULT_PROCESSING
 from training.split import split_subjects
@@ -93,6 +98,10 @@ def evaluate_command(
     summary = summarise(
         cases, predictor.bundle.intervals, measure_whole(predictor, pairs, test[:whole], run.pairs.seed, run.seed)
     )
+    if (real := load_real(run.hospital)) is not None:
+        of_real, _ = evaluate_real(predictor, real.test, run.seed)
+        refitted = predictor.bundle.document["figures"].get("real", {}).get("intervals_from_real_hips", [])
+        summary = replace(summary, real=summarise_real(of_real, real.test, predictor.bundle.intervals, refitted))
     write_evaluation(output, cases, summary)
     _print(summary, output)
 
@@ -166,6 +175,19 @@ def hospital(
     console.print(f"Reports, pictures and pairs: {output}")
 
 
+@app.command(name="hospital-review")
+def hospital_review(
+    folder: Annotated[Path, typer.Argument(help="What `training hospital` wrote.")],
+    case: Annotated[str, typer.Argument(help="The case whose picture was looked at.")],
+    verdict: Annotated[Verdict, typer.Argument(help="Whether its pairs may be used.")],
+    by: Annotated[str, typer.Option(help="Who decides.")],
+    reason: Annotated[str, typer.Option(help="What was seen.")],
+) -> None:
+    """Accept or reject a case after looking at its report.png; name, reason and time stay in its report.json."""
+    report = decide(folder, case, verdict, by=by, reason=reason, now=datetime.now(UTC))
+    console.print(f"{case} is {report.status} and {verdict}: its pairs are {'used' if report.usable else 'not used'}")
+
+
 @app.command()
 def build(
     config: Config = _CONFIG,
@@ -206,24 +228,31 @@ def _export(run: RunConfiguration, folder: Path, output: Path, whole: int) -> No
     _print(summary, output / "evaluation")
 
 
-def _print(summary: Summary, folder: Path) -> None:
-    table = Table(title="Held-out phantoms, simulated radiographs: says nothing about patients", box=SIMPLE_HEAD)
+def _agreement_table(title: str, agreement: dict[str, dict[str, dict[str, Any]]]) -> Table:
+    table = Table(title=title, box=SIMPLE_HEAD)
     for heading in ("region", "quantity", "n", "r", "ICC", "slope", "RMSE", "bias"):
         text = heading in ("region", "quantity")  # folded where the terminal is narrow; figures never are
         table.add_column(heading, justify="left" if text else "right", no_wrap=not text)
-    for region, quantities in summary.agreement.items():
+    for region, quantities in agreement.items():
         for name, a in quantities.items():
             table.add_row(
                 region.replace("_", " "),
                 QUANTITY_LABELS[name],
-                str(a.n),
-                f"{a.pearson_r:.3f}",
-                f"{a.icc:.3f}",
-                f"{a.slope:.3f}",
-                f"{a.rmse:.4g}",
-                f"{a.bias:+.3g}",
+                str(a["n"]),
+                f"{a['pearson_r']:.3f}",
+                f"{a['icc']:.3f}",
+                f"{a['slope']:.3f}",
+                f"{a['rmse']:.4g}",
+                f"{a['bias']:+.3g}",
             )
-    console.print(table)
+    return table
+
+
+def _print(summary: Summary, folder: Path) -> None:
+    figures = summary.as_dict()
+    console.print(
+        _agreement_table("Held-out phantoms, simulated radiographs: says nothing about patients", figures["agreement"])
+    )
     for region, comparisons in summary.methods.items():
         m = comparisons["areal_bmd_g_cm2"]
         console.print(
@@ -244,6 +273,11 @@ def _print(summary: Summary, folder: Path) -> None:
             console.print(
                 f"  total hip areal BMD: n {figures['n']}, r {figures['pearson_r']:.3f}, RMSE {figures['rmse']:.4f} g/cm2"
             )
+    if real := summary.real:
+        title = f"Held-out patients: {real['patients']} with {real['hips']} hips, real radiographs, truth by CT"
+        console.print(_agreement_table(title, real["agreement"]))
+        for counts in real["refusals"].values():
+            console.print("patients' hips: " + ", ".join(f"{n} {reason}" for reason, n in sorted(counts.items())))
     console.print(f"Plots and tables: {folder}")
 
 

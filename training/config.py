@@ -56,6 +56,20 @@ class NetworkConfiguration:
 
 
 @dataclass(frozen=True)
+class HospitalConfiguration:
+    """A hospital's own pairs beside the phantoms, and which of its patients are held out."""
+
+    folder: str
+    """What `training hospital` wrote."""
+    share: float
+    """Of the decomposer's examples, drawn from real hips."""
+    validation: float
+    """Share of the patients whose hips set limits and, where there are enough, prediction intervals."""
+    test: float
+    """Share of the patients that are held out: the figures on real radiographs are measured on them."""
+
+
+@dataclass(frozen=True)
 class RunConfiguration:
     """Everything that decides what a run produces."""
 
@@ -68,6 +82,9 @@ class RunConfiguration:
     locator: NetworkConfiguration
     direct: bool = False
     """Whether the conventional method is trained too, for comparison, with the decomposer's widths and stages."""
+    hospital: HospitalConfiguration | None = None
+    start: str | None = None
+    """Folder of a bundle whose weights both networks start from; None: from random ones."""
 
 
 def load_run(path: Path) -> RunConfiguration:
@@ -79,6 +96,13 @@ def load_run(path: Path) -> RunConfiguration:
     run: RunConfiguration = read_frozen(path, RunConfiguration)
     if not 0 < run.split.validation + run.split.test < 1:
         raise ConfigurationError(f"{path}: split.validation + split.test must lie between 0 and 1")
+    if (real := run.hospital) is not None and not (
+        0 < real.share < 1 and min(real.validation, real.test) >= 0 and real.validation + real.test < 1
+    ):
+        raise ConfigurationError(
+            f"{path}: hospital.share {real.share:g} must lie between 0 and 1 (phantoms are needed too), hospital.validation"
+            f" {real.validation:g} and hospital.test {real.test:g} at 0 or above and together below 1"
+        )
     for name, network in (("decomposer", run.decomposer), ("locator", run.locator)):
         if any(width < _LEAST_WIDTH or width % _WIDTH_STEP for width in network.widths):
             raise ConfigurationError(
@@ -113,9 +137,9 @@ def build_frozen(kind: type[Any], document: dict[str, Any], place: str) -> Any:
     values = {}
     for name, value in document.items():
         wanted = known[name].type
-        part = next((one for one in get_args(wanted) if isinstance(one, type) and is_dataclass(one)), None)
-        if isinstance(wanted, type) and is_dataclass(wanted):
-            values[name] = build_frozen(wanted, value, f"{place}: {name}")
+        part = next((one for one in (wanted, *get_args(wanted)) if isinstance(one, type) and is_dataclass(one)), None)
+        if part is not None and isinstance(value, dict):
+            values[name] = build_frozen(part, value, f"{place}: {name}")
         elif part is not None and isinstance(value, list):
             values[name] = tuple(build_frozen(part, one, f"{place}: {name}") for one in value)
         else:

@@ -1,13 +1,14 @@
 """What a bundle can do on hips that it never saw, through the very functions that the node runs.
 
-Every figure here comes from simulated radiographs of phantoms and says nothing about patients.
+Every figure here comes from simulated radiographs of phantoms and says nothing about patients; those on a hospital's real
+radiographs are made in `training.evaluate_real`.
 """
 
 import csv
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -97,8 +98,8 @@ def evaluate(
         decomposition = predictor.decompose_crop(crop, inside, np.eye(3))
         figures = {} if direct is None else direct_figures(direct, standardise(crop, inside))
         kind = _kind(hip)
-        readings.append(_reading(kind, decomposition))
-        cases.extend(_cases(hip, kind, decomposition, predictor, figures))
+        readings.append(hip_reading(kind, decomposition))
+        cases.extend(region_cases(hip.figures, kind, decomposition, predictor, figures))
     return cases, readings
 
 
@@ -121,7 +122,8 @@ def _kind(hip: HipPair) -> str:
     return "implant" if (hip.materials[3] > METAL_G_CM2).any() else "native"
 
 
-def _reading(kind: str, decomposition: Decomposition) -> HipReading:
+def hip_reading(kind: str, decomposition: Decomposition) -> HipReading:
+    """What plausibility looks at."""
     return HipReading(
         kind=kind,
         anteroposterior_hip=decomposition.anteroposterior_hip,
@@ -134,20 +136,21 @@ def _reading(kind: str, decomposition: Decomposition) -> HipReading:
     )
 
 
-def _cases(
-    hip: HipPair,
+def region_cases(
+    figures: Mapping[str, Any],
     kind: str,
     decomposition: Decomposition,
     predictor: Predictor,
     direct: Mapping[Region, dict[str, float]],
 ) -> Iterator[RegionCase]:
+    """Compare each region with what is known of the hip: `index` of its subject, `side`, `canonical` and `regions`."""
     try:
         check_hip(decomposition, predictor.bundle.limits)
         refused = ""
     except NotMeasurable as error:
         refused = error.reason.value
     for region in Region:
-        truth = true_figures(hip.figures, region)
+        truth = true_figures(figures, region)
         if truth is None:
             continue
         reason, prediction, spread = refused, dict[str, float](), dict[str, float]()
@@ -158,8 +161,8 @@ def _cases(
             except NotMeasurable as error:
                 reason = error.reason.value
         yield RegionCase(
-            subject=hip.figures["index"],
-            side=hip.figures["side"],
+            subject=figures["index"],
+            side=figures["side"],
             region=region.value,
             kind=kind,
             refused=reason,
@@ -213,6 +216,8 @@ class Summary:
     """region -> quantity -> decomposition beside direct regression; empty where the run has none."""
     whole: dict[str, Any]
     """The same on whole radiographs: refusals by kind, and agreement of the total hip's areal BMD; empty if not asked for."""
+    real: dict[str, Any] = field(default_factory=dict)
+    """The same on a hospital's held-out hips, see `evaluate_real.summarise_real`; empty where the run has none."""
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
@@ -223,6 +228,7 @@ class Summary:
             "refusals": self.refusals,
             "methods": {r: {q: m.as_dict() for q, m in table.items()} for r, table in self.methods.items()},
             "whole_radiographs": self.whole,
+            **({"real": self.real} if self.real else {}),
         }
 
 
@@ -294,7 +300,7 @@ def write_evaluation(folder: Path, cases: list[RegionCase], summary: Summary) ->
     (folder / "figures.json").write_text(json.dumps(summary.as_dict(), indent=1) + "\n", encoding="utf-8")
     with (folder / "cases.csv").open("w", newline="", encoding="utf-8") as file:
         tables = {"truth": QUANTITY_LABELS, "prediction": QUANTITY_LABELS, "spread": CANONICAL, "direct": CANONICAL}
-        plain = [field.name for field in fields(RegionCase) if field.name not in tables]
+        plain = [one.name for one in fields(RegionCase) if one.name not in tables]
         writer = csv.writer(file)
         writer.writerow([*plain, *(f"{part}_{name}" for part, names in tables.items() for name in names)])
         for case in cases:

@@ -4,7 +4,7 @@ import hashlib
 import json
 import platform
 import subprocess
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,9 +32,11 @@ from training.evaluate import (
     truth_and_prediction,
     write_evaluation,
 )
+from training.evaluate_real import evaluate_real, has_enough, refit_intervals, summarise_real
 from training.methods import load_direct
 from training.model_card import model_card
 from training.pairs import Pairs
+from training.real import RealSplit, count_patients, load_real
 from training.split import Split
 from training.statistics import conformal_half_width
 from training.train import decomposer_shape, locator_shape
@@ -75,17 +77,27 @@ def export(
     folder.mkdir(parents=True, exist_ok=True)
     commit = _commit()  # before anything is written: the bundle itself must not make the tree dirty
     digest = _write_weights(weights, folder / "weights.safetensors")
-    document = _document(run, split, digest, commit)
+    real = load_real(run.hospital)
+    document = _document(run, split, real, digest, commit)
     _write(folder, document, _OPEN, Intervals({}, {}), {})
-    open_cases, readings = evaluate(Predictor(load_bundle(folder)), pairs, split.validation, run.seed)
+    opened = Predictor(load_bundle(folder))
+    open_cases, readings = evaluate(opened, pairs, split.validation, run.seed)
     require_readings(open_cases)
+    intervals, refitted = find_intervals(open_cases), list[str]()
+    if real is not None:
+        real_cases, real_readings = evaluate_real(opened, real.validation, run.seed)
+        readings += real_readings
+        enough = [case for case in real_cases if has_enough(real_cases, Region(case.region))]
+        intervals, refitted = refit_intervals(intervals, find_intervals(enough), real_cases)
     limits = find_limits(readings)
-    intervals = find_intervals(open_cases)
     _write(folder, document, limits, intervals, {})
     predictor = Predictor(load_bundle(folder))
     cases, _ = evaluate(predictor, pairs, split.test, run.seed, load_direct(weights, run))
     whole = measure_whole(predictor, pairs, split.test[:whole_count], run.pairs.seed, run.seed)
     summary = summarise(cases, intervals, whole)
+    if real is not None:
+        real_cases, _ = evaluate_real(predictor, real.test, run.seed)
+        summary = replace(summary, real=summarise_real(real_cases, real.test, intervals, refitted))
     write_evaluation(folder / "evaluation", cases, summary)
     _write(folder, document, limits, intervals, summary.as_dict())
     (folder / "MODEL_CARD.md").write_text(model_card(json.loads((folder / "model.json").read_text())), encoding="utf-8")
@@ -143,6 +155,8 @@ def find_intervals(cases: list[RegionCase]) -> Intervals:
     projected: dict[str, float] = {}
     for region in Region:
         own = [case for case in cases if case.region == region.value and case.kind == "native" and not case.refused]
+        if not own:
+            continue
         canonical[region.value] = {
             name: round(conformal_half_width(relative_errors(own, name)), 4) for name in CANONICAL
         }
@@ -162,7 +176,7 @@ def _write_weights(weights: Path, path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def _document(run: RunConfiguration, split: Split, digest: str, commit: str) -> dict[str, Any]:
+def _document(run: RunConfiguration, split: Split, real: RealSplit | None, digest: str, commit: str) -> dict[str, Any]:
     return {
         "format": FORMAT,
         "name": run.name,
@@ -186,9 +200,22 @@ def _document(run: RunConfiguration, split: Split, digest: str, commit: str) -> 
             "torch": torch.__version__,
             "numpy": np.__version__,
             "python": platform.python_version(),
-            "data": "parametric phantoms only; no patient data, no atlas",
+            "data": _data(real),
+            **({} if real is None else {"real": _parts(real)}),
         },
     }
+
+
+def _data(real: RealSplit | None) -> str:
+    if real is None:
+        return "parametric phantoms only; no patient data, no atlas"
+    return f"parametric phantoms, and real hips of {count_patients(real.training)} patients"
+
+
+def _parts(real: RealSplit) -> dict[str, dict[str, int]]:
+    """Patients and hips of each part; identifiers stay with the hospital."""
+    parts = {"training": real.training, "validation": real.validation, "test": real.test}
+    return {name: {"patients": count_patients(hips), "hips": len(hips)} for name, hips in parts.items()}
 
 
 def _write(

@@ -34,22 +34,26 @@ class HipBatch:
 def decomposition_loss(channels: Tensor, verdicts: Tensor, canonical: Tensor, batch: HipBatch) -> dict[str, Tensor]:
     """Every term by name, each already weighted; the loss is their sum.
 
-    Maps are learned from AP hips only, and only where the radiograph shows anatomy and no metal hides it.
+    Maps are learned from AP hips only, and only where the radiograph shows anatomy and no metal hides it. What is NaN is not known
+    and carries no loss: a pixel without femur density altogether, else the map, the metal or the verdict that is NaN.
     """
     maps, logits = channels[:, :4], channels[:, 4:10]
     metal, field = channels[:, 10], channels[:, 11]
     good = batch.anteroposterior_hip[:, None, None]
-    weight = batch.field * good * (1 - batch.metal)  # (b, h, w)
+    known = batch.maps[:, 0].isfinite()
+    weight = batch.field * good * (1 - batch.metal.nan_to_num()) * known  # (b, h, w)
+    # As predicted, hence without error or gradient.
+    true_maps = torch.where(batch.maps.isfinite(), batch.maps, maps.detach())
     labels = torch.where(weight > 0, batch.labels, -100)
     return {
-        "maps": 4.0 * map_loss(maps, batch.maps, weight),
-        "edges": 2.0 * edge_loss(maps[:, 0], batch.maps[:, 0], weight),
-        "mass": 1.0 * region_loss(maps[:, :2], batch.maps[:, :2], batch.labels, weight),
+        "maps": 4.0 * map_loss(maps, true_maps, weight),
+        "edges": 2.0 * edge_loss(maps[:, 0], true_maps[:, 0], weight),
+        "mass": 1.0 * region_loss(maps[:, :2], true_maps[:, :2], batch.labels, weight),
         "labels": 0.5 * label_loss(logits, labels),
-        "metal": 0.5 * metal_loss(metal, batch.metal, batch.field),
+        "metal": 0.5 * metal_loss(metal, batch.metal.nan_to_num(), batch.field * batch.metal.isfinite()),
         "field": 0.1 * _binary(field, batch.field).mean(),
         "view": 0.1 * _binary(verdicts[:, 0], batch.anteroposterior_hip).mean(),
-        "implant": 0.1 * _binary(verdicts[:, 1], batch.implant).mean(),
+        "implant": 0.1 * masked_mean(_binary(verdicts[:, 1], batch.implant.nan_to_num()), batch.implant.isfinite()),
         **canonical_loss(canonical, batch.canonical, batch.canonical_weight),
     }
 

@@ -11,7 +11,7 @@ def model_card(document: dict[str, Any]) -> str:
     run, split = provenance["run"], {part: f"{ends[0]}-{ends[1]}" for part, ends in provenance["split"].items()}
     return f"""# Model card: {document["name"]} {document["version"]}
 
-**Trained and evaluated on simulated radiographs of phantoms only. No figure below says anything about patients.
+**{_first_words(provenance)}
 Not a medical device; not for diagnosis, and not for ruling out low bone density.**
 
 ## What it is
@@ -33,7 +33,7 @@ Research and development of the node that it ships with: adult anteroposterior r
 {provenance["data"]}: {run["pairs"]["count"]} phantoms (seed {run["pairs"]["seed"]}), two hips each, split by phantom into
 training {split["training"]}, validation {split["validation"]}, test {split["test"]}.
 Tube voltage, filtration, detector, dose, scatter and the vendor's processing are drawn anew for each example.
-
+{_real_data(provenance)}
 ## Figures on held-out phantoms ({figures["data"]})
 {_agreement(figures)}
 
@@ -49,7 +49,7 @@ What became of each kind of hip, judged by the total hip:
 {_rows((kind, ", ".join(f"{n} {reason}" for reason, n in sorted(counts.items()))) for kind, counts in figures["refusals"].items())}
 
 {_whole(figures["whole_radiographs"])}
-## Known limits
+{_real(figures.get("real"))}## Known limits
 - Phantoms are simpler than people: no osteoarthritis, no fracture, no calcification, no clothing.
 - Positions and densities of muscles are not decomposed.
 - Dose, tube, scatter, vendor, file size, body, mineral and pose move the figures: `python -m training ladders` shows by how much
@@ -59,6 +59,69 @@ What became of each kind of hip, judged by the total hip:
 `python -m training build` with seed {run["seed"]}; commit {provenance["commit"]}, torch {provenance["torch"]},
 numpy {provenance["numpy"]}, Python {provenance["python"]}. Weights SHA-256 `{document["weights_sha256"]}`.
 """
+
+
+def _first_words(provenance: dict[str, Any]) -> str:
+    if "real" not in provenance:
+        return "Trained and evaluated on simulated radiographs of phantoms only. No figure below says anything about patients."
+    trained, tested = (provenance["real"][part]["patients"] for part in ("training", "test"))
+    return (
+        f"Trained on simulated radiographs of phantoms and on real radiographs of {trained} patients of one hospital;"
+        f"\nevaluated on phantoms and on {tested} held-out patients. The figures on phantoms say nothing about patients,"
+        "\nthose on patients nothing about another hospital."
+    )
+
+
+def _real_data(provenance: dict[str, Any]) -> str:
+    if "real" not in provenance:
+        return ""
+    parts = ", ".join(
+        f"{part} {count['patients']} ({count['hips']} hips)" for part, count in provenance["real"].items()
+    )
+    share = 100 * provenance["run"]["hospital"]["share"]
+    return (
+        f"\nReal hips, registered to CTs of the same patients, split by patient: {parts}. Of the decomposer's examples {share:g} %"
+        " are drawn\nfrom the training part, with mild changes of grey levels; the locator has seen phantoms only.\n"
+    )
+
+
+def _real(real: dict[str, Any] | None) -> str:
+    if real is None:
+        return ""
+    regions = ", ".join(region.replace("_", " ") for region in real["intervals_from_real_hips"]) or "no region"
+    outcomes = _rows(
+        (kind, ", ".join(f"{n} {reason}" for reason, n in sorted(counts.items())))
+        for kind, counts in real["refusals"].items()
+    )
+    return f"""
+## Figures on held-out patients ({real["data"]})
+{real["patients"]} patients, {real["hips"]} hips. Prediction intervals were set from real validation hips for {regions},
+from phantoms else.
+
+{_agreement(real)}
+
+{_coverage(real)}
+
+| kind | hips by outcome |
+|---|---|
+{outcomes}
+
+{_dxa(real["dxa"])}
+"""
+
+
+def _dxa(makers: dict[str, Any]) -> str:
+    if not makers:
+        return "Too few of these hips have a DXA reading to compare with (three per maker and region are needed)."
+    lines = [
+        "Canonical areal BMD, on CT's scale, against DXA:",
+        "",
+        "| maker | region | n | Pearson r | ICC(2,1) | slope | SEE | RMSE | MAE | bias | limits of agreement |",
+        "|---" * 11 + "|",
+    ]
+    for maker, table in makers.items():
+        lines += [f"| {maker} | {region.replace('_', ' ')} | {_row(a)} |" for region, a in table.items()]
+    return "\n".join(lines)
 
 
 def _agreement(figures: dict[str, Any]) -> str:

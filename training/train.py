@@ -17,6 +17,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
+from dicomnode.errors import ConfigurationError
+from dicomnode.inference.bundle import load_bundle
 from dicomnode.inference.channels import CHANNELS, LOCATOR_CHANNELS, VERDICTS
 from dicomnode.inference.network import HipNet, NetworkShape, ResidualBlock
 from training.augment import HipExample, OverviewExample, hip_example, overview_example
@@ -24,6 +26,7 @@ from training.config import NetworkConfiguration, RunConfiguration, Stage
 from training.direct import DirectNet
 from training.losses import HipBatch, canonical_loss, decomposition_loss, heat_loss
 from training.pairs import Pairs
+from training.real import RealExamples, load_real
 from training.split import Split
 from training.targets import canonical_logarithms
 
@@ -70,10 +73,14 @@ def train(
     # All before any training: their first weights must not depend on where an interrupted run goes on.
     decomposer, locator = HipNet(decomposer_shape(run.decomposer)), HipNet(locator_shape(run.locator))
     direct = direct_network(run.decomposer)
-    hips = pairs.hips_of(split.training)
+    for network in (decomposer, locator, direct):
+        _start_as_shortcuts(network)
+    if run.start is not None:
+        start_from(Path(run.start), decomposer, locator)
+    hips, real = pairs.hips_of(split.training), real_examples(run)
 
     def hip_examples(stage: Stage) -> Dataset[dict[str, Any]]:
-        return HipExamples(pairs, hips, run.seed, stage.mineral_scaled)
+        return HipExamples(pairs, hips, run.seed, stage.mineral_scaled, real)
 
     def overview_examples(_: Stage) -> Dataset[dict[str, Any]]:
         return OverviewExamples(pairs, split.training, run.seed)
@@ -92,14 +99,46 @@ def _usual_figures(pairs: Pairs, hips: NDArray[np.int64]) -> Tensor:
     return torch.from_numpy(np.nanmedian(logarithms, axis=0).astype(np.float32))
 
 
+def real_examples(run: RunConfiguration) -> RealExamples | None:
+    """Where a run's real examples come from; None where it has none."""
+    real = load_real(run.hospital)
+    return None if real is None or run.hospital is None else RealExamples(real.training, run.hospital.share, run.seed)
+
+
+def start_from(folder: Path, decomposer: HipNet, locator: HipNet) -> None:
+    """Give both networks the weights of a bundle.
+
+    Raises:
+        ConfigurationError: the bundle's networks have other shapes than the run's.
+        BundleError: no bundle, or one of another format, frame or intensity transform.
+    """
+    bundle = load_bundle(folder)
+    for name, network, earlier in (("decomposer", decomposer, bundle.decomposer), ("locator", locator, bundle.locator)):
+        if network.shape != earlier.shape:
+            raise ConfigurationError(
+                f"start: the {name} of {folder} is {earlier.shape}, the run's is {network.shape};"
+                f" set {name}.widths = {list(earlier.shape.widths)}, or leave start out"
+            )
+        network.load_state_dict(earlier.state_dict())
+
+
 class HipExamples(Dataset[dict[str, Any]]):
     """Hips by (drawing number): the same number always gives the same example."""
 
-    def __init__(self, pairs: Pairs, hips: NDArray[np.int64], seed: int, mineral_scaled: float) -> None:
-        self.pairs, self.hips, self.seed, self.mineral_scaled = pairs, hips, seed, mineral_scaled
+    def __init__(
+        self,
+        pairs: Pairs,
+        hips: NDArray[np.int64],
+        seed: int,
+        mineral_scaled: float,
+        real: RealExamples | None = None,
+    ) -> None:
+        self.pairs, self.hips, self.seed, self.mineral_scaled, self.real = pairs, hips, seed, mineral_scaled, real
         self.with_metal = np.array([hip for hip in hips if pairs.table[hip]["has_metal"]], np.int64)
 
     def __getitem__(self, number: int) -> dict[str, Any]:
+        if self.real is not None and (example := self.real.draw(number)) is not None:
+            return _fields(example)
         rng = np.random.default_rng((self.seed, 1, number))
         drawn_from = self.with_metal if len(self.with_metal) and rng.random() < _METAL_SHARE else self.hips
         hip = self.pairs.hip(int(drawn_from[rng.integers(len(drawn_from))]))
@@ -156,7 +195,6 @@ def _fit(
     save_every: int,
 ) -> None:
     """Train through all stages; `NAME.stageN.pt` is kept of each but the last, which becomes `NAME.pt`."""
-    _start_as_shortcuts(network)
     names = [f"{name}.stage{number}.pt" for number in range(1, len(configuration.stages))] + [f"{name}.pt"]
     for number, (stage, file) in enumerate(zip(configuration.stages, names, strict=True)):
         done, drawn = folder / file, sum(before.steps for before in configuration.stages[:number])

@@ -2,8 +2,10 @@
 
 import csv
 import json
+import shutil
 from collections.abc import Mapping
 from dataclasses import replace
+from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
 
@@ -15,23 +17,25 @@ from scipy import ndimage
 from dicomnode.domain.measurement import Region
 from dicomnode.domain.radiograph import Side
 from dicomnode.errors import ConfigurationError
+from dicomnode.inference.frame import HEAD_ROW, ROWS, SPACING_MM
 from training.anatomy.ct import CtVolume, sitk
 from training.anatomy.femur import FemurLandmarks, femur_volumes, landmarks
 from training.anatomy.implicit import local_from_voxel
 from training.anatomy.population import draw_subject
 from training.anatomy.volume import Structure
 from training.calibration.tissues import KEV_AT_KILOVOLT, hydroxyapatite_hu_cm3_mg
+from training.hospital.cases import NothingToDecide, decide, load_real_hips
 from training.hospital.dxa import NoDxaLine, fit_dxa
-from training.hospital.make import Tools, fit_dxa_lines, load_real_hips, make_hospital_pairs
-from training.hospital.project import Registered
-from training.hospital.report import Report, Status, reports_table
+from training.hospital.make import Tools, fit_dxa_lines, make_hospital_pairs
+from training.hospital.project import CT_END_MM, Registered
+from training.hospital.report import Decision, Report, Status, Verdict, reports_table
 from training.hospital.table import Case, read_table
 from training.projection.geometry import ConeBeam, anteroposterior
 from training.projection.projector import project_structures
 from training.projection.radiograph import Exposure
 from training.registration.anatomy import Bones
 from training.simulate_dx import DEFAULT_PROCESSING, FictionalPatient, dx_from_maps
-from training.targets import canonical_figures
+from training.targets import MARGIN_PX, canonical_figures
 
 VOXEL_MM = 2.0
 SHAPE = (135, 70, 90)
@@ -129,7 +133,8 @@ def test_a_case_gives_the_density_that_was_put_into_its_ct(folder: Path, tmp_pat
     )
     assert report.hips["R"] == {"reason": "not in the label map"}
     (hip,) = load_real_hips(tmp_path)
-    seen, density = hip.image.astype(np.float32)[hip.inside], hip.targets[0].astype(np.float32)[hip.inside]
+    known = hip.field & np.isfinite(hip.targets).all(0)
+    seen, density = hip.image.astype(np.float32)[known], hip.targets[0].astype(np.float32)[known]
     assert np.corrcoef(seen, density)[0, 1] > 0.8  # the radiograph shows the femur where the projection has it
     assert (tmp_path / "cases" / "a1" / "report.png").stat().st_size > 20_000
 
@@ -181,6 +186,97 @@ def test_a_hip_that_the_field_cuts_off_gives_no_pair(folder: Path, tmp_path: Pat
     assert "lies in the field" in report.hips["L"]["reason"]
 
 
+def _decided(output: Path, verdict: Verdict, case: str = "a1") -> Report:
+    return decide(output, case, verdict, by="Reader 2", reason="outlines fit", now=datetime(2026, 1, 2, tzinfo=UTC))
+
+
+def test_a_doubtful_case_is_used_only_once_a_person_has_accepted_it(folder: Path, tmp_path: Path) -> None:
+    doubtful = _case(folder)
+    (report,) = make_hospital_pairs([doubtful], tmp_path, Tools(_Still()))
+    path = tmp_path / "cases" / "a1" / "report.json"
+    path.write_text(path.read_text().replace('"status": "done"', '"status": "doubtful"'))
+    assert load_real_hips(tmp_path) == []
+    assert _decided(tmp_path, Verdict.ACCEPTED).usable
+    (hip,) = load_real_hips(tmp_path)
+    assert (hip.figures["case"], hip.figures["patient"], hip.figures["material"]) == ("a1", "a1", "hydroxyapatite")
+    (kept,) = make_hospital_pairs([doubtful], tmp_path, Tools(_Still()))
+    assert kept.status is Status.DOUBTFUL
+    assert kept.decision == Decision(
+        Verdict.ACCEPTED, "Reader 2", "outlines fit", "2026-01-02T00:00:00+00:00", report.inputs_sha256
+    )
+
+
+def test_a_rejected_case_is_never_used_and_the_last_word_holds(folder: Path, tmp_path: Path) -> None:
+    (report,) = make_hospital_pairs([_case(folder)], tmp_path, Tools(_Still()))
+    assert report.status is Status.DONE
+    assert not _decided(tmp_path, Verdict.REJECTED).usable
+    assert load_real_hips(tmp_path) == []
+    assert len(_decided(tmp_path, Verdict.ACCEPTED).decisions) == 2
+    assert len(load_real_hips(tmp_path)) == 1
+    table = reports_table([_decided(tmp_path, Verdict.REJECTED)])
+    assert list(table.columns[1].cells) == ["done, rejected"]
+
+
+def test_a_case_made_of_other_inputs_is_made_anew_and_waits_for_another_decision(folder: Path, tmp_path: Path) -> None:
+    inputs = tmp_path / "inputs"
+    shutil.copytree(folder, inputs)
+    register = _Still()
+    make_hospital_pairs([_case(inputs)], tmp_path, Tools(register))
+    _decided(tmp_path, Verdict.REJECTED)
+    moved = tmp_path / "moved"
+    inputs.rename(moved)  # the same files elsewhere are the same inputs
+    (same,) = make_hospital_pairs([_case(moved)], tmp_path, Tools(register))
+    assert register.asked == 1
+    assert not same.usable
+    names = moved / "labels.json"
+    names.write_text(names.read_text() + "\n")
+    (other,) = make_hospital_pairs([_case(moved)], tmp_path, Tools(register))
+    assert register.asked == 2
+    assert other.decision is None
+    assert other.usable
+    assert [decision.verdict for decision in other.decisions] == [Verdict.REJECTED]  # what was said stays to be read
+
+
+def test_reference_values_and_patients_that_the_table_learns_later_need_no_new_registration(
+    folder: Path, tmp_path: Path
+) -> None:
+    register = _Still()
+    make_hospital_pairs([_case(folder)], tmp_path, Tools(register))
+    read = {(Side.LEFT, Region.TOTAL_HIP): 0.9}
+    make_hospital_pairs([_case(folder, patient="p7", dxa_maker="A", dxa_g_cm2=read)], tmp_path, Tools(register))
+    assert register.asked == 1
+    (hip,) = load_real_hips(tmp_path)
+    assert hip.figures["patient"] == "p7"
+    assert hip.figures["reference"] == {"dxa_maker": "A", "dxa_g_cm2": {"total_hip": 0.9}, "qct_mg_cm3": {}}
+
+
+def test_what_cannot_be_decided_is_refused_with_a_reason(folder: Path, tmp_path: Path) -> None:
+    make_hospital_pairs([_case(folder, ct=folder / "absent.nii.gz")], tmp_path, Tools(_Still()))
+    with pytest.raises(NothingToDecide, match="case a1 failed and has no pairs"):
+        _decided(tmp_path, Verdict.ACCEPTED)
+    with pytest.raises(NothingToDecide, match="no case 'b9'; it has a1"):
+        _decided(tmp_path, Verdict.ACCEPTED, "b9")
+    with pytest.raises(NothingToDecide, match="--by"):
+        decide(tmp_path, "a1", Verdict.ACCEPTED, by=" ", reason="x", now=datetime(2026, 1, 2, tzinfo=UTC))
+
+
+def test_where_the_ct_ends_before_the_radiograph_the_targets_are_unknown(folder: Path, tmp_path: Path) -> None:
+    short = tmp_path / "short"
+    short.mkdir()
+    for name in ("ct", "labels"):
+        image = sitk.ReadImage(str(folder / f"{name}.nii.gz"))
+        sitk.WriteImage(image[:, :, 45:], str(short / f"{name}.nii.gz"))  # begins 110 mm below the head instead of 200
+    shutil.copy(folder / "labels.json", short)
+    case = _case(folder, ct=short / "ct.nii.gz", labels=short / "labels.nii.gz")
+    make_hospital_pairs([case, _case(folder, "a2")], tmp_path, Tools(_Still()))
+    cut, whole = load_real_hips(tmp_path)
+    known, all_known = (np.isfinite(hip.targets.astype(np.float32)).all(0) for hip in (cut, whole))
+    below_mm = np.flatnonzero(~known.any(1)[MARGIN_PX + HEAD_ROW :])[0] * SPACING_MM
+    assert below_mm == pytest.approx(110 - CT_END_MM, abs=3)
+    assert all_known[MARGIN_PX + HEAD_ROW : MARGIN_PX + ROWS].all()
+    np.testing.assert_allclose(cut.targets[0][known], whole.targets[0][known], atol=0.02)
+
+
 def test_without_labels_or_model_the_report_says_what_to_add(folder: Path, tmp_path: Path) -> None:
     (report,) = make_hospital_pairs([_case(folder, labels=None)], tmp_path, Tools(_Still()))
     assert "no segmentation model" in str(report.reason)
@@ -228,6 +324,7 @@ def test_the_table_is_read_with_paths_beside_it_and_values_by_side_and_region(tm
     [
         ({"case": "Yamada Hanako"}, "no name"),
         ({"case": "../x"}, "identifier"),
+        ({"patient": "Hanako!"}, "patient 'Hanako!'"),
         ({"sdd_mm": "long"}, "sdd_mm 'long'"),
         ({"dxa_left_total_hip_g_cm2": "0.8"}, "dxa_maker"),
         ({"colour": "red"}, "unknown column 'colour'"),

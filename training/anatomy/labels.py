@@ -71,12 +71,17 @@ def read_labels(path: Path, names: Path | None = None) -> LabelMap:
     """
     if path.is_dir():
         return _read_folder(path)
-    names = names or path.with_name(re.sub(r"\.nii(\.gz)?$", "", path.name) + ".json")
+    names = names or names_beside(path)
     for file, what in ((path, "a NIfTI file or a folder of masks"), (names, "a JSON file of value and name")):
         if not file.is_file():
             raise UnusableLabels(f"{file} does not exist; expected {what}")
     values, matrix = _read_values(path)
     return label_map(values, _read_names(names), matrix)
+
+
+def names_beside(path: Path) -> Path:
+    """Where the names of a label map's values are looked for."""
+    return path.with_name(re.sub(r"\.nii(\.gz)?$", "", path.name) + ".json")
 
 
 def label_map(values: NDArray[Any], names: Mapping[int, str], patient_from_voxel: NDArray[np.float64]) -> LabelMap:

@@ -1,8 +1,8 @@
 """From a table of cases to a folder of pairs: each step with its figure of merit, each case with its report.
 
-`<output>/cases/<case>/` holds `report.json`, `report.png`, and `R.npz`, `L.npz` of the hips that came out (see
-`training.hospital.project.RealHip`). A case is written beside and renamed when it is complete, so that an interrupted run goes on
-where it was; cases that failed are tried again. Nothing in it says who the patient is.
+What a case leaves is described in `training.hospital.cases`. A case is written beside and renamed when it is complete, so that an
+interrupted run goes on where it was; cases that failed, or whose inputs have changed, are made again. Nothing in it says who the
+patient is.
 """
 
 import json
@@ -32,6 +32,7 @@ from training.calibration.report import calibration_document
 from training.calibration.rod_phantom import load_rod_phantom
 from training.calibration.rods import calibrate_by_rods
 from training.calibration.tissues import calibrate_by_tissues
+from training.hospital.cases import inputs_sha256, read_report, save_arrays, write_report, write_text
 from training.hospital.dxa import DxaLine, NoDxaLine, fit_dxa
 from training.hospital.picture import draw_case
 from training.hospital.project import CalibratedBones, RealHip, Registered, exposed, nominal_beam, real_hip
@@ -95,12 +96,20 @@ def register_by_similarity(
 def make_hospital_pairs(
     cases: Sequence[Case], output: Path, tools: Tools, progress: Callable[[Report], None] = lambda _: None
 ) -> list[Report]:
-    """Make every case that is not done yet; one that fails is reported and stops no other."""
+    """Make every case that is not done yet, or was made of other inputs; one that fails is reported and stops no other.
+
+    Decisions about a case stay in its report, but hold only while its inputs are the same.
+    """
     folder = output / "cases"
     folder.mkdir(parents=True, exist_ok=True)
     reports = []
     for case in cases:
-        report = _finished(folder / case.case) or _make(case, folder, tools)
+        inputs, report = inputs_sha256(case), read_report(folder / case.case)
+        if report is None or report.status is Status.FAILED or report.inputs_sha256 != inputs:
+            earlier = [] if report is None else report.decisions
+            report = _make(case, folder, tools, Report(case.case, inputs_sha256=inputs, decisions=earlier))
+        elif _tell(report, case):
+            write_report(folder / case.case, report)
         reports.append(report)
         progress(report)
     return reports
@@ -109,13 +118,13 @@ def make_hospital_pairs(
 def fit_dxa_lines(cases: Sequence[Case], reports: Sequence[Report], output: Path) -> list[DxaLine]:
     """Fit what each maker's densitometers read of each region; lines and refusals go to `dxa.json`.
 
-    Only hips that are not doubtful count.
+    Only hips of usable cases count.
     """
     values: dict[tuple[str, Region], list[tuple[float, float]]] = {}
     for case, report in zip(cases, reports, strict=True):
         for (side, region), dxa in case.dxa_g_cm2.items():
             by_ct = report.hips.get(str(side), {}).get("canonical", {}).get(region.value, {}).get("areal_bmd_g_cm2")
-            if case.dxa_maker and report.status is Status.DONE and by_ct is not None:
+            if case.dxa_maker and report.usable and by_ct is not None:
                 values.setdefault((case.dxa_maker, region), []).append((by_ct, dxa))
     lines, refused = [], []
     for (maker, region), pairs in sorted(values.items()):
@@ -124,30 +133,14 @@ def fit_dxa_lines(cases: Sequence[Case], reports: Sequence[Report], output: Path
         except NoDxaLine as error:
             refused.append(str(error))
     document = {"lines": [asdict(line) for line in lines], "refused": refused}
-    _write_text(output / "dxa.json", json.dumps(document, indent=2) + "\n")
+    write_text(output / "dxa.json", json.dumps(document, indent=2) + "\n")
     return lines
 
 
-def load_real_hips(output: Path) -> list[RealHip]:
-    """The hips of all cases that are done, in the order of the cases' names; doubtful and failed cases are left out."""
-    hips = []
-    for folder in sorted((output / "cases").iterdir()):
-        report = _finished(folder)
-        if report is None or report.status is not Status.DONE:
-            continue
-        for side, figures in report.hips.items():
-            if "reason" not in figures:
-                with np.load(folder / f"{side}.npz") as file:
-                    arrays = {name: file[name] for name in ("image", "inside", "targets", "labels")}
-                hips.append(RealHip(**arrays, figures=figures))
-    return hips
-
-
-def _make(case: Case, folder: Path, tools: Tools) -> Report:
+def _make(case: Case, folder: Path, tools: Tools, report: Report) -> Report:
     part = folder / f".{case.case}.{os.getpid()}.part"
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir()
-    report = Report(case.case)
     try:
         _run(case, tools, report, part)
     except DicomNodeError as error:
@@ -157,11 +150,31 @@ def _make(case: Case, folder: Path, tools: Tools) -> Report:
             Status.FAILED,
             f"unexpected {type(error).__name__}; run this case alone to see it",
         )
-    _write_text(part / "report.json", json.dumps(asdict(report), indent=2) + "\n")
+    _tell(report, case)
+    write_report(part, report)
     place = folder / case.case
     shutil.rmtree(place, ignore_errors=True)
     part.rename(place)
     return report
+
+
+def _tell(report: Report, case: Case) -> bool:
+    """Write into the report what the table merely knows of the case; returns whether that is new."""
+    known = {
+        str(side): {
+            "dxa_maker": case.dxa_maker,
+            "dxa_g_cm2": {region.value: value for (where, region), value in case.dxa_g_cm2.items() if where is side},
+            "qct_mg_cm3": {region.value: value for (where, region), value in case.qct_mg_cm3.items() if where is side},
+        }
+        for side in Side
+    }
+    hips = {side: {**hip, "reference": known[side]} for side, hip in report.hips.items() if "reason" not in hip}
+    patient = case.patient or case.case
+    if report.patient == patient and all(report.hips[side] == hip for side, hip in hips.items()):
+        return False
+    report.patient = patient
+    report.hips.update(hips)
+    return True
 
 
 def _run(case: Case, tools: Tools, report: Report, folder: Path) -> None:
@@ -179,7 +192,7 @@ def _run(case: Case, tools: Tools, report: Report, folder: Path) -> None:
     report.note("registration", {"similarity": registered.similarity, "confidence": registered.confidence})
     hips: dict[Side, RealHip] = {}
     if registered.failure is None:
-        hips = _project(case, bones, registered, radiograph, beam, report, folder)
+        hips = _project(bones, registered, radiograph, beam, report, folder)
     draw_case(report, radiograph, beam, bones, registered, hips, calibration, folder / "report.png")
     if registered.failure is not None:
         raise StepFailed(f"registration: {registered.failure}")
@@ -252,7 +265,7 @@ def _bones(ct: CtVolume, labels: LabelMap, calibration: Calibration, report: Rep
         raise StepFailed(f"landmarks: no femur can be used ({reasons})")
     moving = {side: mask for side, mask in masks.items() if side in femora}
     structure = _structure("pelvis_mineral", mineral * pelvis, pelvis, "g/cm3", ct)
-    return CalibratedBones(femora, structure, points), Bones(pelvis, moving)
+    return CalibratedBones(femora, structure, points, ct.hu.shape, ct.patient_from_voxel), Bones(pelvis, moving)
 
 
 def _landmarks(ct: CtVolume, mask: NDArray[np.bool_], side: Side) -> FemurLandmarks:
@@ -294,7 +307,6 @@ def _box(mask: NDArray[np.bool_], margin: int) -> tuple[slice, slice, slice]:
 
 
 def _project(
-    case: Case,
     bones: CalibratedBones,
     registered: Registered,
     radiograph: Radiograph,
@@ -309,29 +321,10 @@ def _project(
             seen = f"{100 * hip.figures['seen_share']:.0f} % of the total hip lies in the field, expected {100 * LEAST_SEEN:g} %"
             report.hips[str(side)] = {"reason": seen}
             continue
-        hip.figures.update(
-            case=case.case,
-            reference={
-                kind: {region.value: value for (where, region), value in values.items() if where is side}
-                for kind, values in (("dxa_g_cm2", case.dxa_g_cm2), ("qct_mg_cm3", case.qct_mg_cm3))
-            },
-        )
-        np.savez_compressed(
-            folder / f"{side}.npz", image=hip.image, inside=hip.inside, targets=hip.targets, labels=hip.labels
-        )
+        save_arrays(hip, folder / f"{side}.npz")
         report.hips[str(side)] = hip.figures
         hips[side] = hip
     return hips
-
-
-def _finished(folder: Path) -> Report | None:
-    """The report of a case that needs no second try."""
-    path = folder / "report.json"
-    if not path.is_file():
-        return None
-    document = json.loads(path.read_text(encoding="utf-8"))
-    report = Report(**{**document, "status": Status(document["status"])})
-    return None if report.status is Status.FAILED else report
 
 
 def _spacing_mm(ct: CtVolume) -> list[float]:
@@ -351,9 +344,3 @@ def _without_paths(message: str, case: Case) -> str:
             for text in (str(path), str(path.parent), path.name):
                 message = message.replace(text, f"<{what}>")
     return message
-
-
-def _write_text(path: Path, text: str) -> None:
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    part.write_text(text, encoding="utf-8")
-    part.rename(path)

@@ -59,7 +59,7 @@ def _draw_hip(
     beam: ConeBeam,
     side: Side,
 ) -> None:
-    image = np.where(hip.inside, hip.image.astype(np.float32), np.nan)
+    image = np.where(hip.field, hip.image.astype(np.float32), np.nan)
     seen.imshow(image, cmap="gray")
     density, path, pelvis = hip.targets.astype(np.float32)
     seen.contour(path, [0.15], colors=FEMUR, linewidths=0.9)

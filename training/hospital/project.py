@@ -20,6 +20,9 @@ from training.targets import MARGIN_PX, SHAPE, canonical_figures, hip_beam, regi
 
 NOMINAL_SDD_MM = 1150.0
 """Where nothing is stated. Source: EUR 16260 EN (1996), pelvis: 115 cm."""
+CT_END_MM = 10.0
+"""So near to the CT's first or last slice a ray may leave the CT before it has crossed the bone (assumption: bones lie within
+50 mm of the femoral head's depth, and rays and slices within 11 degrees of each other)."""
 
 
 class NoGeometry(DicomNodeError):
@@ -33,11 +36,14 @@ class RealHip:
     image: NDArray[np.float16]
     """(rows, columns), larger is more attenuation, 0..1 over the whole radiograph."""
     inside: NDArray[np.bool_]
-    """(rows, columns) where the radiograph was exposed."""
+    """(rows, columns) what lies on the radiograph."""
+    field: NDArray[np.bool_]
+    """(rows, columns) where it was exposed as well."""
     targets: NDArray[np.float16]
-    """(3, rows, columns) femur density g/cm2, femur path cm, pelvis density g/cm2."""
+    """(3, rows, columns) femur density g/cm2, femur path cm, pelvis density g/cm2; NaN beyond what the CT holds."""
     labels: NDArray[np.uint8]
     figures: dict[str, Any]
+    """What is known of this hip; see `training.hospital.cases.load_real_hips`."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +55,10 @@ class CalibratedBones:
     pelvis: Structure
     """Mineral (g/cm3)."""
     landmarks: Mapping[Side, FemurLandmarks]
+    shape: tuple[int, ...]
+    """(z, y, x) of the CT."""
+    patient_from_voxel: NDArray[np.float64]
+    """4 x 4, of the CT."""
 
 
 @dataclass(frozen=True)
@@ -119,24 +129,28 @@ def real_hip(
     images = project_structures((mineral, volume, moved), cut, parallel=False)
     density, path = images[mineral.name], images[volume.name]
     labels = label_regions(path, project_landmarks(points, cut, SPACING_MM))
-    image, inside = _cut_image(radiograph, beam, points.head_centre, side)
+    image, inside, field = _cut_image(radiograph, beam, points.head_centre, side)
+    targets = np.stack([density, path, images[moved.name]]).astype(np.float16)
+    targets[:, ~_scanned(bones, motion, cut, points.head_centre)] = np.nan
     return RealHip(
         image=image.astype(np.float16),
         inside=inside,
-        targets=np.stack([density, path, images[moved.name]]).astype(np.float16),
+        field=field,
+        targets=targets,
         labels=labels,
         figures={
             "side": str(side),
             "regions": region_figures(density, path, labels, SPACING_MM),
             "canonical": canonical_figures(bones.femora[side], bones.landmarks[side]),
-            "seen_share": _seen_share(labels, inside),
+            "seen_share": _seen_share(labels, field),
         },
     )
 
 
 def _cut_image(
     radiograph: Radiograph, beam: ConeBeam, head_mm: NDArray[np.float64], side: Side
-) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+) -> tuple[NDArray[np.float32], NDArray[np.bool_], NDArray[np.bool_]]:
+    """The radiograph in the frame, where the frame lies on it, and where it was exposed."""
     row, column = detector_from_patient(head_mm[None], beam)[0] + 0.5
     depth = float(detector_depths(head_mm, beam))
     spacing_mm = (beam.detector_spacing_mm[0] * depth, beam.detector_spacing_mm[1] * depth)
@@ -147,10 +161,28 @@ def _cut_image(
     scaled = (radiograph.image - low) / max(high - low, 1e-6)
     image, on_image = resample(np.asarray(scaled, np.float32), image_from_stored, SHAPE)
     field, _ = resample(exposed(radiograph.image).astype(np.float32), image_from_stored, SHAPE)
-    return image, on_image & (field > 0.5)
+    return image, on_image, on_image & (field > 0.5)
 
 
-def _seen_share(labels: NDArray[np.uint8], inside: NDArray[np.bool_]) -> float:
+def _scanned(
+    bones: CalibratedBones, motion: NDArray[np.float64], cut: ConeBeam, head_mm: NDArray[np.float64]
+) -> NDArray[np.bool_]:
+    """Where the plane through the femoral head lies between the first and the last slice of the CT.
+
+    Beyond, the radiograph shows bone that the projection of the CT lacks.
+    """
+    rows, columns = np.indices(cut.shape)
+    steps = rows[..., None] * cut.detector_spacing_mm[0] * cut.row_direction
+    steps = steps + columns[..., None] * cut.detector_spacing_mm[1] * cut.column_direction
+    rays = cut.detector_origin_mm + steps - cut.source_mm
+    points = cut.source_mm + rays * detector_depths(head_mm, cut)
+    voxel_from_patient = np.linalg.inv(motion @ bones.patient_from_voxel)
+    slices = points @ voxel_from_patient[2, :3] + voxel_from_patient[2, 3]
+    margin = CT_END_MM / float(np.linalg.norm(bones.patient_from_voxel[:3, 2]))
+    return np.asarray((slices >= margin) & (slices <= bones.shape[0] - 1 - margin), np.bool_)
+
+
+def _seen_share(labels: NDArray[np.uint8], field: NDArray[np.bool_]) -> float:
     """Share of the total hip's pixels that the radiograph shows."""
     total = (labels != Label.BACKGROUND) & (labels != Label.SHAFT) & (labels != Label.HEAD)
-    return float((total & inside).sum() / total.sum()) if total.any() else 0.0
+    return float((total & field).sum() / total.sum()) if total.any() else 0.0

@@ -17,6 +17,26 @@ class Status(StrEnum):
     FAILED = "failed"
 
 
+class Verdict(StrEnum):
+    """What a person says of a case."""
+
+    ACCEPTED = "accepted"
+    REJECTED = "rejected"
+
+
+@dataclass(frozen=True)
+class Decision:
+    """Who said what of a case, and why."""
+
+    verdict: Verdict
+    by: str
+    reason: str
+    at: str
+    """Date and time, ISO 8601."""
+    inputs_sha256: str
+    """What the case was made of when it was looked at; of a case made of anything else this says nothing."""
+
+
 @dataclass
 class Report:
     """What is told of one case; grows with its steps."""
@@ -29,6 +49,27 @@ class Report:
     """Step to its figures of merit and its doubts."""
     hips: dict[str, dict[str, Any]] = field(default_factory=dict)
     """"R", "L" to figures, or to the reason why there are none."""
+    patient: str = ""
+    """Identifier, never a name; cases of one patient go into one part of the split."""
+    inputs_sha256: str = ""
+    """Of the files and settings that the case was made of."""
+    decisions: list[Decision] = field(default_factory=list)
+    """All that were ever made, in their order; of those about these inputs the last holds."""
+
+    @property
+    def decision(self) -> Decision | None:
+        """The one that holds."""
+        own = [decision for decision in self.decisions if decision.inputs_sha256 == self.inputs_sha256]
+        return own[-1] if own else None
+
+    @property
+    def usable(self) -> bool:
+        """Whether its pairs may be used: accepted, or done and not rejected; never if it failed."""
+        if self.status is Status.FAILED:
+            return False
+        if self.decision is None:
+            return self.status is Status.DONE
+        return self.decision.verdict is Verdict.ACCEPTED
 
     def note(self, step: str, figures: Mapping[str, Any], doubts: Sequence[str] = ()) -> None:
         """Write down a step; a doubt makes the case doubtful."""
@@ -48,7 +89,7 @@ def reports_table(reports: Sequence[Report]) -> Table:
         missed = [f"{side}: {hip['reason']}" for side, hip in report.hips.items() if "reason" in hip]
         table.add_row(
             report.case,
-            report.status,
+            report.status if report.decision is None else f"{report.status}, {report.decision.verdict}",
             _number(report.steps.get("calibration", {}).get("uncertainty_mg_cm3"), 1),
             _number(report.steps.get("registration", {}).get("confidence"), 2),
             *(_number(_canonical(report.hips.get(side, {})), 3) for side in ("R", "L")),

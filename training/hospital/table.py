@@ -1,10 +1,10 @@
 """The table that a hospital fills in: one line per case, files and reference values.
 
 Columns: `case` (letters, digits, - and _; never a name), `ct` (NIfTI file or folder of one DICOM series), `radiograph` (DICOM
-file); and, where there are such, `labels` (NIfTI with JSON, or a folder of masks), `phantom` (TOML of the rods in the CT),
-`kilovolt`, `sdd_mm`, `spd_mm` (where
-the headers of CT and radiograph do not say), `dxa_maker`, and `dxa_<side>_<region>_g_cm2`, `qct_<side>_<region>_mg_cm3` such
-as `dxa_left_total_hip_g_cm2`. Paths are relative to the table. Empty cells are nothing.
+file); and, where there are such, `patient` (an identifier like `case`, for patients with several cases), `labels` (NIfTI with
+JSON, or a folder of masks), `phantom` (TOML of the rods in the CT), `kilovolt`, `sdd_mm`, `spd_mm` (where the headers of CT and
+radiograph do not say), `dxa_maker`, and `dxa_<side>_<region>_g_cm2`, `qct_<side>_<region>_mg_cm3` such as
+`dxa_left_total_hip_g_cm2`. Paths are relative to the table. Empty cells are nothing.
 """
 
 import csv
@@ -20,7 +20,7 @@ from dicomnode.errors import ConfigurationError
 NUMBERS = ("kilovolt", "sdd_mm", "spd_mm")
 FILES = ("ct", "radiograph", "labels", "phantom")
 SIDES = {"right": Side.RIGHT, "left": Side.LEFT}
-_CASE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
+_IDENTIFIER = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 
 
 @dataclass(frozen=True)
@@ -41,6 +41,8 @@ class Case:
     """Areal density by densitometer."""
     qct_mg_cm3: Mapping[tuple[Side, Region], float] = field(default_factory=dict)
     """Volumetric density by another program."""
+    patient: str = ""
+    """Empty: the case is the only one of its patient, who goes by its identifier."""
 
 
 def read_table(path: Path) -> tuple[Case, ...]:
@@ -57,13 +59,13 @@ def read_table(path: Path) -> tuple[Case, ...]:
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise ConfigurationError(f"{path} is no readable CSV file: {error}") from error
     values = _value_columns()
-    known = {"case", "dxa_maker", *NUMBERS, *FILES, *values}
+    known = {"case", "patient", "dxa_maker", *NUMBERS, *FILES, *values}
     unknown = [column for column in columns if column not in known]
     missing = [column for column in ("case", "ct", "radiograph") if column not in columns]
     if unknown or missing:
         raise ConfigurationError(
             f"{path}: " + (f"unknown column {unknown[0]!r}" if unknown else f"no column {missing[0]!r}")
-            + f"; known are case, {', '.join((*FILES, *NUMBERS))}, dxa_maker, and such as {next(iter(values))}"
+            + f"; known are case, patient, {', '.join((*FILES, *NUMBERS))}, dxa_maker, and such as {next(iter(values))}"
         )  # fmt: skip
     cases = tuple(_case(line, f"{path}, line {number}", path.parent) for number, line in enumerate(lines, start=2))
     names = [case.case.lower() for case in cases]
@@ -86,10 +88,11 @@ def _value_columns() -> dict[str, tuple[str, tuple[Side, Region]]]:
 def _case(line: Mapping[str, str | None], place: str, folder: Path) -> Case:
     cells = {key: value.strip() for key, value in line.items() if isinstance(value, str) and value.strip()}
     name = cells.get("case", "")
-    if not _CASE.fullmatch(name):
-        raise ConfigurationError(
-            f"{place}: case {name!r}, expected an identifier of letters, digits, - and _ (no name)"
-        )
+    for key in ("case", "patient"):
+        if (key == "case" or key in cells) and not _IDENTIFIER.fullmatch(cells.get(key, "")):
+            raise ConfigurationError(
+                f"{place}: {key} {cells.get(key, '')!r}, expected an identifier of letters, digits, - and _ (no name)"
+            )
     if "ct" not in cells or "radiograph" not in cells:
         raise ConfigurationError(f"{place}: case {name} lacks its {'ct' if 'ct' not in cells else 'radiograph'}")
     files = {key: folder / cells[key] if key in cells else None for key in FILES}
@@ -114,6 +117,7 @@ def _case(line: Mapping[str, str | None], place: str, folder: Path) -> Case:
         cells.get("dxa_maker"),
         values["dxa"],
         values["qct"],
+        cells.get("patient", ""),
     )
 
 

@@ -135,12 +135,10 @@ def random_processing(rng: np.random.Generator) -> VendorProcessing:
     gains of the bands follow one number, each with 10 % of its own, and are not drawn apart.
     """
     sigmoid = bool(rng.random() < 0.7)
-    strength = float(rng.uniform(0.0, 1.0))
-    fine, middle, coarse, base = np.array([1.0, 1.0, 1.0, 1.0]) + strength * np.array([1.2, 0.7, 0.35, -0.45])
-    own = np.exp(rng.normal(0.0, 0.1, 4).clip(-0.2, 0.2))
+    band_gains, base_gain = _gains(float(rng.uniform(0.0, 1.0)), 0.1, rng)
     return VendorProcessing(
-        band_gains=(float(fine * own[0]), float(middle * own[1]), float(coarse * own[2])),
-        base_gain=float(base * own[3]),
+        band_gains=band_gains,
+        base_gain=base_gain,
         centre_quantile=float(rng.uniform(0.3, 0.75)),
         slope=_log_uniform(rng, 0.25, 0.8),
         sigmoid=sigmoid,
@@ -149,6 +147,38 @@ def random_processing(rng: np.random.Generator) -> VendorProcessing:
         monochrome1=bool(rng.random() < 0.3),
         jpeg_quality=int(rng.integers(50, 96)) if rng.random() < 0.2 else None,
     )
+
+
+def _gains(strength: float, own_sd: float, rng: np.random.Generator) -> tuple[tuple[float, float, float], float]:
+    """Gains of the three bands and of the base at one strength of the method, each with so much of its own."""
+    followed = np.array([1.0, 1.0, 1.0, 1.0]) + strength * np.array([1.2, 0.7, 0.35, -0.45])
+    fine, middle, coarse, base = followed * np.exp(rng.normal(0.0, own_sd, 4).clip(-2 * own_sd, 2 * own_sd))
+    return (float(fine), float(middle), float(coarse)), float(base)
+
+
+def reprocess(image: NDArray[np.float32], spacing_mm: float, rng: np.random.Generator) -> NDArray[np.float32]:
+    """Change a finished picture as another setting of its maker's processing would: bands, curve, noise, bits, JPEG.
+
+    All mildly, for it is processed already; every range is an assumption.
+
+    Args:
+        image: (rows, columns) within 0..1, larger is more attenuation.
+
+    Returns:
+        The same kind of picture; the curve is monotone, from 0 to 1.
+    """
+    band_gains, base_gain = _gains(float(rng.uniform(-0.25, 0.35)), 0.05, rng)
+    processing = VendorProcessing(
+        band_gains=band_gains,
+        base_gain=base_gain,
+        bits=int(rng.choice([8, 10, 12])),
+        jpeg_quality=int(rng.integers(60, 96)) if rng.random() < 0.2 else None,
+    )
+    middle = np.float32(image.mean())  # the base gain turns about it, so that the whole keeps its brightness
+    banded = np.clip(_gain_bands(image - middle, spacing_mm, processing) + middle, 0.0, 1.0)
+    curved = banded ** np.float32(_log_uniform(rng, 0.75, 1.33))
+    noise = np.float32(rng.uniform(0.0, 0.01)) * rng.standard_normal(image.shape, dtype=np.float32)
+    return _as_stored(np.asarray(np.clip(curved + noise, 0.0, 1.0), np.float32), processing)
 
 
 def simulate(
