@@ -121,7 +121,7 @@ def test_examples_of_phantoms_are_those_from_before_there_were_real_hips(
 
 def test_with_a_hospital_the_examples_that_come_from_phantoms_are_the_same(pairs: Pairs) -> None:
     hips = np.arange(4)
-    alone, mixed = (HipExamples(pairs, hips, 1, real) for real in (None, RealExamples((a_hip(),), 0.5, 1)))
+    alone, mixed = (HipExamples(pairs, hips, 1, 0.0, real) for real in (None, RealExamples((a_hip(),), 0.5, 1)))
     real = RealExamples((a_hip(),), 0.5, 1)
     drawn = [real.draw(number) is not None for number in range(12)]
     assert 0 < sum(drawn) < 12
@@ -253,7 +253,7 @@ def cases_of(hips: Sequence[RealHip]) -> list[RegionCase]:
             truth = {name: float(rng.uniform(0.6, 1.0)) for name in QUANTITY_LABELS}
             prediction = {name: value * float(np.exp(rng.normal(0, 0.03))) for name, value in truth.items()}
             spread = dict.fromkeys(QUANTITY_LABELS, 0.03)
-            cases.append(RegionCase(number, "R", region.value, "native", "", truth, prediction, spread))
+            cases.append(RegionCase(number, "R", region.value, "native", "", truth, prediction, spread, {}))
     return cases
 
 
