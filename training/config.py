@@ -68,11 +68,20 @@ def load_run(path: Path) -> RunConfiguration:
     if not 0 < run.split.validation + run.split.test < 1:
         raise ConfigurationError(f"{path}: split.validation + split.test must lie between 0 and 1")
     for name, network in (("decomposer", run.decomposer), ("locator", run.locator)):
-        if any(width < _LEAST_WIDTH or width % _WIDTH_STEP for width in network.widths):
-            raise ConfigurationError(
-                f"{path}: {name}.widths {list(network.widths)} must be multiples of {_WIDTH_STEP} and at least {_LEAST_WIDTH}"
-            )
+        check_widths(path, name, network)
     return run
+
+
+def check_widths(path: Path, name: str, network: NetworkConfiguration) -> None:
+    """Refuse widths that torch cannot train.
+
+    Raises:
+        ConfigurationError: a width is too small or no multiple; the message names its place.
+    """
+    if any(width < _LEAST_WIDTH or width % _WIDTH_STEP for width in network.widths):
+        raise ConfigurationError(
+            f"{path}: {name}.widths {list(network.widths)} must be multiples of {_WIDTH_STEP} and at least {_LEAST_WIDTH}"
+        )
 
 
 def read_frozen(path: Path, kind: type[Any]) -> Any:

@@ -10,6 +10,7 @@ attachments; their sizes are own placements, checked by eye in slices and agains
 doi:10.1038/s41597-022-01905-2).
 """
 
+import math
 from dataclasses import dataclass
 from enum import IntEnum
 
@@ -25,8 +26,9 @@ from training.anatomy.pelvis import enclosing_balls, pelvis_volumes, scaled_poin
 from training.anatomy.phantom import THIGH_MM, body_structures, patient_from_femur, thigh_capsule
 from training.anatomy.population import Hip, Subject, pelvis_rotation
 
-BONE_VOXEL_MM = 2.0
-"""Bones are built this coarsely here: half of a voxel of the soft tissue."""
+FEMUR_VOXEL_MM = 2.0
+PELVIS_VOXEL_MM = 2.6
+"""Bones are built this coarsely here, as they only displace soft tissue on its own coarse grid."""
 LEAST_LEAN = 0.3
 """Share of lean tissue below which a voxel counts as fat: under the skin and in wide septa."""
 MOST_BONE = 0.5
@@ -270,35 +272,40 @@ def bone_share(
     patient_from_voxel: NDArray[np.float64],
 ) -> NDArray[np.float32]:
     """(z, y, x) share of each voxel of a grid that bones take up; keeps the bones' volume but for what overlaps."""
-    share = np.zeros(int(np.prod(shape)))
-    pelvis = np.eye(4)
-    pelvis[:3, :3] = pelvis_rotation(subject)
+    share = np.zeros(shape, np.float32)
+    turn = np.eye(4)
+    turn[:3, :3] = pelvis_rotation(subject)
     bones = [
-        (motions[hip.side], femur_volumes(hip.femur, hip.quality, hip.seed, BONE_VOXEL_MM)) for hip in subject.hips
+        (motions[hip.side], FEMUR_VOXEL_MM, femur_volumes(hip.femur, hip.quality, hip.seed, FEMUR_VOXEL_MM))
+        for hip in subject.hips
     ]
-    bones.append((pelvis, pelvis_volumes(subject.pelvis, subject.pelvis_quality, subject.seed, BONE_VOXEL_MM)))
+    pelvis = pelvis_volumes(subject.pelvis, subject.pelvis_quality, subject.seed, PELVIS_VOXEL_MM)
     voxel_from_patient = np.linalg.inv(patient_from_voxel)
-    volume = BONE_VOXEL_MM**3 / abs(np.linalg.det(patient_from_voxel[:3, :3]))
-    for motion, (_, fraction, origin) in bones:
-        inside = np.argwhere(fraction > 0)
-        matrix = voxel_from_patient @ motion @ local_from_voxel(origin, BONE_VOXEL_MM)
-        places = (inside[:, ::-1] @ matrix[:3, :3].T + matrix[:3, 3])[:, ::-1]
-        _spread(share, shape, places, fraction[tuple(inside.T)] * volume)
-    return np.minimum(share, 1).reshape(shape).astype(np.float32)
+    for motion, voxel_mm, (_, fraction, origin) in [*bones, (turn, PELVIS_VOXEL_MM, pelvis)]:
+        scale = voxel_mm**3 * abs(np.linalg.det(voxel_from_patient[:3, :3]))
+        _spread(share, fraction, voxel_from_patient @ motion @ local_from_voxel(origin, voxel_mm), scale)
+    return np.minimum(share, np.float32(1))
 
 
+@njit(cache=True)
 def _spread(
-    share: NDArray[np.float64], shape: tuple[int, ...], places: NDArray[np.float64], weights: NDArray[np.float64]
+    share: NDArray[np.float32], fraction: NDArray[np.float32], matrix: NDArray[np.float64], scale: float
 ) -> None:
-    """Add each weight to the eight voxels around its place, by nearness."""
-    first = np.floor(places).astype(int)
-    rest = places - first
-    for corner in np.ndindex(2, 2, 2):
-        index = first + corner
-        near = weights * np.prod(np.where(corner, rest, 1 - rest), axis=1)
-        held = ((index >= 0) & (index < shape)).all(1)
-        flat = np.ravel_multi_index(tuple(index[held].T), shape)
-        share += np.bincount(flat, near[held], len(share))
+    """Add the voxels of a finer grid to the eight voxels of `share` around each, by nearness; `matrix` leads from it to `share`."""
+    for k in range(fraction.shape[0]):
+        for j in range(fraction.shape[1]):
+            for i in range(fraction.shape[2]):
+                if fraction[k, j, i] == 0.0:
+                    continue
+                x = matrix[0, 0] * i + matrix[0, 1] * j + matrix[0, 2] * k + matrix[0, 3]
+                y = matrix[1, 0] * i + matrix[1, 1] * j + matrix[1, 2] * k + matrix[1, 3]
+                z = matrix[2, 0] * i + matrix[2, 1] * j + matrix[2, 2] * k + matrix[2, 3]
+                x0, y0, z0 = math.floor(x), math.floor(y), math.floor(z)
+                for c in range(8):
+                    xi, yi, zi = x0 + (c & 1), y0 + (c >> 1 & 1), z0 + (c >> 2)
+                    if 0 <= xi < share.shape[2] and 0 <= yi < share.shape[1] and 0 <= zi < share.shape[0]:
+                        near = (1.0 - abs(x - xi)) * (1.0 - abs(y - yi)) * (1.0 - abs(z - zi))
+                        share[zi, yi, xi] += scale * near * fraction[k, j, i]
 
 
 @njit(cache=True)
