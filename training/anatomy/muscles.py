@@ -225,7 +225,7 @@ def make_muscles(subject: Subject) -> Muscles:
     for number, hip in enumerate(subject.hips):
         corners, owners = skeletons(subject, hip, motions[hip.side])
         sign = 1.0 if hip.side is Side.LEFT else -1.0
-        _fill(
+        label_nearest(
             labels,
             free,
             soft.patient_from_voxel,
@@ -309,7 +309,7 @@ def _spread(
 
 
 @njit(cache=True)
-def _fill(
+def label_nearest(
     labels: NDArray[np.uint8],
     free: NDArray[np.bool_],
     matrix: NDArray[np.float64],
@@ -320,6 +320,14 @@ def _fill(
     reach: NDArray[np.float64],
     first_label: int,
 ) -> None:
+    """Label the free voxels of one side (`sign` times x above 0) after the nearest skeleton within its reach.
+
+    Args:
+        labels: (z, y, x), written to.
+        matrix: patient from voxel, a grid along the axes.
+        corners, balls, owners: plates (n, 3, 4), the balls that hold them (n, 4), the muscle of each (n,).
+        reach: (muscles,) mm.
+    """
     nz, ny, nx = labels.shape
     farthest = reach.max()
     for k in range(nz):

@@ -19,11 +19,11 @@ from training.muscles.config import InfiltrationConfiguration
 
 SOFT, ADIPOSE = 0, 1
 BINNING = 2
-"""Pixels of the overview per pixel of the network: soft tissue varies slowly, and a quarter of the pixels learn four times faster."""
+"""Pixels of the overview per pixel of the network, along each axis: soft tissue varies slowly, and fewer pixels learn faster."""
 SIZE = LOCATOR_SIZE // BINNING
 PIXEL_CM2 = (BINNING * LOCATOR_SPACING_MM / 10) ** 2
 """Of the network, in the plane of the heads."""
-_MIRRORED = np.roll(np.arange(len(CHANNELS)), len(Muscle))
+MIRRORED = np.roll(np.arange(len(CHANNELS)), len(Muscle))
 """The other side's channel of each channel."""
 _MOST_TURN_DEG = 8.0
 _ZOOM = (0.92, 1.08)
@@ -97,7 +97,7 @@ def muscle_example(
     field = (x >= first_column) & (x <= last_column) & (y >= first_row) & (y <= last_row)
     field &= (x > -0.5) & (x < LOCATOR_SIZE - 0.5) & (y > -0.5) & (y < LOCATOR_SIZE - 0.5)
     planes = _sample(np.concatenate([image[None], maps]), x, y)
-    shown = planes[1:][_MIRRORED] if mirrored else planes[1:]
+    shown = planes[1:][MIRRORED] if mirrored else planes[1:]
     return _binned(standardise(planes[0], field), shown, field)
 
 

@@ -19,7 +19,7 @@ from training.muscles.config import MusclesRun, load_muscles_run
 from training.muscles.evaluate import MuscleFigures, load_network, measure, summarise, write_summary
 from training.muscles.picture import draw_agreement, draw_partition
 from training.muscles.shards import make_shards, shards_of
-from training.muscles.train import test_subjects, train, training_subjects
+from training.muscles.train import held_out_subjects, train, training_subjects
 from training.pairs import SUBJECTS_PER_SHARD, load_pairs
 
 app = typer.Typer(
@@ -42,7 +42,7 @@ _FOLDER = Path("runs/muscles")
 def pairs_command(config: Config = _CONFIG, pairs: PairsFolder = _PAIRS, maps: Maps = None) -> None:
     """Make the muscles' maps of the phantoms that the run uses; goes on where it was interrupted."""
     run = load_muscles_run(config)
-    shards = shards_of([*training_subjects(run), *test_subjects(run)])
+    shards = shards_of([*training_subjects(run), *held_out_subjects(run)])
     start = time.process_time()
     with tqdm(total=len(shards) * SUBJECTS_PER_SHARD, desc="muscles", unit="phantom") as progress:
         make_shards(run.pairs.seed, run.pairs.count, shards, maps or pairs, progress.update)
@@ -67,7 +67,7 @@ def evaluate(
     run = load_muscles_run(config)
     network = load_network(run, folder)
     start = time.process_time()
-    with tqdm(total=len(test_subjects(run)), desc="phantoms", unit="phantom") as progress:
+    with tqdm(total=len(held_out_subjects(run)), desc="phantoms", unit="phantom") as progress:
         cases = measure(run, network, load_pairs(pairs), maps or pairs, progress.update)
     figures, output = summarise(cases), folder / "evaluation"
     write_summary(figures, cases, _provenance(run, config), output)

@@ -21,7 +21,7 @@ from training.muscles.augment import PIXEL_CM2, draw_shares, infiltrate, plain_e
 from training.muscles.config import InfiltrationConfiguration, MusclesRun
 from training.muscles.shards import load_muscles
 from training.muscles.targets import field_mask
-from training.muscles.train import build_network, lean_maps, test_subjects
+from training.muscles.train import build_network, held_out_subjects, lean_maps
 from training.pairs import Pairs
 from training.statistics import agreement, bootstrap_intervals, r_and_rmse
 
@@ -91,7 +91,7 @@ def measure(
 ) -> list[Case]:
     """Weigh the muscles of the test phantoms, each on two radiographs: as drawn, and with fat in every muscle."""
     cases = []
-    for subject in test_subjects(run):
+    for subject in held_out_subjects(run):
         if not pairs.table[2 * subject]["is_frog_leg"]:
             for variant in range(len(VARIANTS)):
                 cases += _cases(run, network, pairs, muscles, int(subject), variant)

@@ -59,14 +59,18 @@ def training_subjects(run: MusclesRun) -> np.ndarray[Any, np.dtype[np.int64]]:
     return split_subjects(run.pairs.count, run.split).training[: run.subjects.training]
 
 
-def test_subjects(run: MusclesRun) -> np.ndarray[Any, np.dtype[np.int64]]:
+def held_out_subjects(run: MusclesRun) -> np.ndarray[Any, np.dtype[np.int64]]:
     """The phantoms that are measured on; none of them is learned from."""
     return split_subjects(run.pairs.count, run.split).test[: run.subjects.test]
 
 
 def build_network(run: MusclesRun) -> HipNet:
     """(b, 2, h, w) of `standardise` to (b, CHANNELS, h, w) lean mass in `TYPICAL_G_CM2`."""
-    return HipNet(NetworkShape(2, len(CHANNELS), run.network.widths))
+    network = HipNet(NetworkShape(2, len(CHANNELS), run.network.widths))
+    # It begins without any muscle: most of a map has none.
+    nn.init.zeros_(network.head.weight)
+    nn.init.zeros_(network.head.bias)
+    return network
 
 
 def lean_maps(network: nn.Module, network_input: Tensor) -> Tensor:
