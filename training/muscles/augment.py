@@ -117,7 +117,7 @@ def _binned(network_input: NDArray[np.float32], maps: NDArray[np.float32], field
     """What lies outside of the field is cut off before pixels are averaged, so that masses in the field are kept."""
     means = [planes.reshape(-1, SIZE, BINNING, SIZE, BINNING).mean((2, 4)) for planes in (network_input, maps * field)]
     seen = field.reshape(SIZE, BINNING, SIZE, BINNING).any((1, 3))
-    return MuscleExample(means[0], means[1], seen.astype(np.float32))
+    return MuscleExample(means[0], means[1], np.asarray(seen, np.float32))
 
 
 def _stored_from_shown(mirrored: bool, rng: np.random.Generator) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

@@ -68,14 +68,15 @@ def build_network(run: MusclesRun) -> HipNet:
     """(b, 2, h, w) of `standardise` to (b, CHANNELS, h, w) lean mass in `TYPICAL_G_CM2`."""
     network = HipNet(NetworkShape(2, len(CHANNELS), run.network.widths))
     # It begins without any muscle: most of a map has none.
-    nn.init.zeros_(network.head.weight)
-    nn.init.zeros_(network.head.bias)
+    for parameter in network.head.parameters():
+        nn.init.zeros_(parameter)
     return network
 
 
 def lean_maps(network: nn.Module, network_input: Tensor) -> Tensor:
     """(b, CHANNELS, h, w) lean mass in g/cm2; unbounded, so that sums over the field are not biased upwards."""
-    return TYPICAL_G_CM2 * network(network_input).channels.float()
+    channels: Tensor = network(network_input).channels
+    return TYPICAL_G_CM2 * channels.float()
 
 
 def muscle_loss(prediction: Tensor, target: Tensor, field: Tensor) -> dict[str, Tensor]:
