@@ -8,7 +8,7 @@ bone belong to none, nor does what is left: viscera, small rotators, vessels, sk
 Frames: `pelvis` and `femur` of the modules of these names, sides folded onto the left one. Lines of pull after the usual
 attachments; their sizes are own placements, checked by eye in slices, against the centres of the muscles of the Visible Human
 Female (Andreassen 2023, doi:10.1038/s41597-022-01905-2) and against volumes by MRI (Handsfield 2014,
-doi:10.1016/j.jbiomech.2013.11.037). The phantoms' buttocks are flat: the gluteus maximus has about six tenths of the published volume.
+doi:10.1016/j.jbiomech.2013.11.037). The phantoms have flat buttocks: their gluteus maximus has about six tenths of a real volume.
 """
 
 import math
