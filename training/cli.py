@@ -33,6 +33,7 @@ from training.hospital.report import Verdict, reports_table
 from training.hospital.table import read_table
 from training.ladders.command import ladders_command
 from training.methods import load_direct
+from training.muscles.cli import app as muscles
 from training.pairs import Pairs, load_pairs, make_pairs
 from training.projection.radiograph import Exposure
 from training.real import load_real
@@ -46,6 +47,7 @@ app = typer.Typer(
     no_args_is_help=True, add_completion=False, help=__doc__, context_settings={"help_option_names": ["-h", "--help"]}
 )
 app.command(name="ladders")(ladders_command)
+app.add_typer(muscles, name="muscles")
 app.add_typer(segmentation, name="segmentation")
 console = Console()
 

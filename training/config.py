@@ -104,11 +104,20 @@ def load_run(path: Path) -> RunConfiguration:
             f" {real.validation:g} and hospital.test {real.test:g} at 0 or above and together below 1"
         )
     for name, network in (("decomposer", run.decomposer), ("locator", run.locator)):
-        if any(width < _LEAST_WIDTH or width % _WIDTH_STEP for width in network.widths):
-            raise ConfigurationError(
-                f"{path}: {name}.widths {list(network.widths)} must be multiples of {_WIDTH_STEP} and at least {_LEAST_WIDTH}"
-            )
+        check_widths(path, name, network)
     return run
+
+
+def check_widths(path: Path, name: str, network: NetworkConfiguration) -> None:
+    """Refuse widths that torch cannot train.
+
+    Raises:
+        ConfigurationError: a width is too small or no multiple; the message names its place.
+    """
+    if any(width < _LEAST_WIDTH or width % _WIDTH_STEP for width in network.widths):
+        raise ConfigurationError(
+            f"{path}: {name}.widths {list(network.widths)} must be multiples of {_WIDTH_STEP} and at least {_LEAST_WIDTH}"
+        )
 
 
 def read_frozen(path: Path, kind: type[Any]) -> Any:

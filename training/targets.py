@@ -4,6 +4,7 @@ Each hip is projected straight onto the pixels of the measurement frame (plus a 
 running the other way: nothing is resampled, so mass is kept as the projector keeps it.
 """
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -28,7 +29,7 @@ from training.anatomy.population import Hip, Subject
 from training.anatomy.regions import label_regions, project_landmarks
 from training.anatomy.volume import Structure
 from training.projection.geometry import ConeBeam, ParallelBeam, anteroposterior, detector_from_patient
-from training.projection.projector import project_structures
+from training.projection.projector import project_structures, project_volumes
 
 MARGIN_PX = 32
 """Stored around the frame, so that training can shift, turn and scale."""
@@ -122,6 +123,20 @@ def make_targets(phantom: Phantom) -> SubjectTarget:
     fine = field_beam(phantom, LOCATOR_SPACING_MM / 2, (LOCATOR_SIZE * 2, LOCATOR_SIZE * 2))
     overview = _bin(_beam_materials(phantom, coarse, tissue, fine), 2)
     return SubjectTarget((right, left), OverviewTarget(overview.astype(np.float16), _heads(phantom)))
+
+
+def overview_tissue(
+    phantom: Phantom, volumes: Sequence[NDArray[np.float32]], patient_from_voxel: NDArray[np.float64]
+) -> NDArray[np.float32]:
+    """Project parts of the soft tissue onto the overview by the very steps that its materials are made by.
+
+    Returns:
+        (volumes, LOCATOR_SIZE, LOCATOR_SIZE) in the unit of the volumes times cm.
+    """
+    coarse = field_beam(phantom, TISSUE_SPACING_MM, TISSUE_SHAPE)
+    fine = field_beam(phantom, LOCATOR_SPACING_MM / 2, (LOCATOR_SIZE * 2, LOCATOR_SIZE * 2))
+    images = project_volumes(volumes, patient_from_voxel, coarse, parallel=False)
+    return _bin(np.stack([_resample(image, coarse, fine) for image in images]), 2)
 
 
 def field_materials(phantom: Phantom, object_spacing_mm: float, shape: tuple[int, int]) -> NDArray[np.float32]:
@@ -287,7 +302,7 @@ def canonical_logarithms(figures: dict[str, dict[str, float | None]]) -> NDArray
 
 def _figures(phantom: Phantom, hip: Hip, beam: ConeBeam, regions: dict[str, dict[str, float | None]]) -> dict[str, Any]:
     subject, points = phantom.subject, phantom.landmarks[hip.side]
-    low_row, high_row, low_column, high_column = _field_in(phantom, beam)
+    low_row, high_row, low_column, high_column = field_in(phantom, beam)
     spd = float(points.head_centre[1] - beam.source_mm[1])
     head_row, head_column = HEAD_ROW + MARGIN_PX, HEAD_COLUMN + MARGIN_PX
     return {
@@ -325,7 +340,7 @@ def _field_corners(phantom: Phantom) -> NDArray[np.float64]:
     return np.array([[x - width / 2, depth, z + height / 2], [x + width / 2, depth, z - height / 2]])
 
 
-def _field_in(phantom: Phantom, beam: ConeBeam) -> tuple[float, float, float, float]:
+def field_in(phantom: Phantom, beam: ConeBeam) -> tuple[float, float, float, float]:
     """First and last row, first and last column of the exposed field in the pixels of a beam; may lie outside of it."""
     pixels = detector_from_patient(_field_corners(phantom), beam)
     (row0, row1), (column0, column1) = np.sort(pixels[:, 0]), np.sort(pixels[:, 1])

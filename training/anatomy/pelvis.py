@@ -139,8 +139,8 @@ _SACRUM_PLATES = (
 )  # fmt: skip
 
 
-def _scaled(vertices: Mapping[str, tuple[float, ...]], shape: PelvisShape) -> dict[str, NDArray[np.float64]]:
-    """Vertices after scaling; the crest flares and the tuberosities spread."""
+def scaled_points(vertices: Mapping[str, tuple[float, ...]], shape: PelvisShape) -> dict[str, NDArray[np.float64]]:
+    """Points (lateral, posterior, superior, radius) after scaling; the crest flares and the tuberosities spread."""
     scaled = {}
     for name, (x, y, z, radius) in vertices.items():
         # Lateral to the head the wing keeps its overhang, medial of it everything follows the width.
@@ -156,9 +156,14 @@ def _plates(
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Return corners (n, 3, 4) and enclosing balls (n, 4) of the plates."""
     corners = np.array([[vertices[name] for name in corner] for corner in plates])
+    return corners, enclosing_balls(corners)
+
+
+def enclosing_balls(corners: NDArray[np.float64]) -> NDArray[np.float64]:
+    """(n, 4) balls (x, y, z, radius) that hold the plates with these corners (n, 3, 4)."""
     centres = corners[:, :, :3].mean(axis=1)
     reach = (np.linalg.norm(corners[:, :, :3] - centres[:, None], axis=2) + corners[:, :, 3]).max(axis=1)
-    return corners, np.concatenate([centres, reach[:, None]], axis=1)
+    return np.concatenate([centres, reach[:, None]], axis=1)
 
 
 @njit(cache=True)
@@ -331,8 +336,8 @@ def pelvis_volumes(
     """Return mineral (g/cm3) and volume fraction, (z, y, x), and the origin (x, y, z) of the grid in the pelvis frame."""
     random = np.random.default_rng(seed)
     slow, fine = noise_lattice(random), noise_lattice(random)
-    hip = _scaled(_VERTICES, shape)
-    middle = _scaled(_SACRUM_VERTICES, shape)
+    hip = scaled_points(_VERTICES, shape)
+    middle = scaled_points(_SACRUM_VERTICES, shape)
     parameters = np.array(
         [
             shape.half_width_mm,
@@ -416,7 +421,7 @@ def pelvis_parts(
     parameters = np.array(
         [shape.half_width_mm, shape.height_scale, shape.depth_scale, *shape.head_radii_mm, shape.joint_space_mm]
     )
-    hip, middle = _scaled(_VERTICES, shape), _scaled(_SACRUM_VERTICES, shape)
+    hip, middle = scaled_points(_VERTICES, shape), scaled_points(_SACRUM_VERTICES, shape)
     _fill_parts(
         parts,
         volume,

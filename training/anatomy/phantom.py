@@ -138,14 +138,12 @@ def body_structures(subject: Subject, motions: dict[Side, NDArray[np.float64]]) 
     Args:
         motions: `patient_from_femur` of each side.
     """
-    radius = subject.body.thigh_radius_mm
     thighs, bones = [], []
     for hip in subject.hips:
         motion = motions[hip.side]
         sign = 1.0 if hip.side is Side.LEFT else -1.0
-        centre, down = motion[:3, 3], -motion[:3, 2]
-        start = centre + np.array([sign * 10.0, 8.0, 0.0]) + 20.0 * down
-        thighs.append([*start, 0.96 * radius, *(start + THIGH_MM * down), 0.72 * radius])
+        down = -motion[:3, 2]
+        thighs.append(thigh_capsule(subject, hip.side, motion))
         points = landmarks(hip.femur).moved(motion)
         head, base = points.head_centre, points.neck_base
         end = base + 260.0 * down
@@ -157,6 +155,14 @@ def body_structures(subject: Subject, motions: dict[Side, NDArray[np.float64]]) 
     soft, adipose, origin = body_volumes(subject.body, np.array(thighs), np.array(bones), subject.seed + 1)
     matrix = local_from_voxel(origin, BODY_VOXEL_MM)
     return [Structure("soft", soft, "g/cm3", matrix), Structure("adipose", adipose, "g/cm3", matrix)]
+
+
+def thigh_capsule(subject: Subject, side: Side, motion: NDArray[np.float64]) -> NDArray[np.float64]:
+    """(8,) a thigh with its fat: point, radius, point, radius, mm; `motion` is `patient_from_femur` of the side."""
+    radius, sign = subject.body.thigh_radius_mm, 1.0 if side is Side.LEFT else -1.0
+    centre, down = motion[:3, 3], -motion[:3, 2]
+    start = centre + np.array([sign * 10.0, 8.0, 0.0]) + 20.0 * down
+    return np.array([*start, 0.96 * radius, *(start + THIGH_MM * down), 0.72 * radius])
 
 
 def _pelvis_capsules(subject: Subject, sign: float) -> list[list[float]]:
