@@ -91,7 +91,11 @@ def train(
     `folder/events` holds curves and pictures for TensorBoard.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    make_fabric(run.engine).launch(_train, run, pairs, split, folder, workers, save_every)
+    # As one function of the fabric alone: among the arguments of `launch`, Fabric refuses frozen dataclasses.
+    everything = partial(
+        _train, run=run, pairs=pairs, split=split, folder=folder, workers=workers, save_every=save_every
+    )
+    make_fabric(run.engine).launch(everything)
 
 
 def _train(

@@ -72,8 +72,8 @@ def test_discriminators_learn_to_tell_two_levels_of_density_apart() -> None:
     batch = a_batch()
     adversary = Adversary(make_fabric(ONE), 2, seed=3)
     made = 0.3 * batch.maps
-    losses = [float(adversary.learn(made, batch)["discriminators"]) for _ in range(60)]
-    assert losses[-1] < 0.6 * losses[0]
+    losses = [float(adversary.learn(made, batch)["discriminators"]) for _ in range(30)]
+    assert losses[-1] < 0.8 * losses[0]
     told = float(adversary.terms(made, batch)["adversarial"])
     assert told > float(adversary.terms(batch.maps, batch)["adversarial"])
 
@@ -98,7 +98,7 @@ def test_what_is_hidden_and_hips_in_another_view_are_not_shown_and_teach_nothing
 
 def test_each_scale_sees_half_the_resolution_of_the_one_before() -> None:
     scores = [scale[-1].shape[2:] for scale in Discriminators(6)(torch.zeros(1, 6, *SIZE))]
-    assert scores == [(30, 22), (14, 10), (6, 4)]
+    assert scores == [(14, 10), (6, 4), (2, 1)]
 
 
 def test_a_resumed_adversarial_stage_ends_with_the_weights_of_one_that_was_not_interrupted(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -159,8 +160,8 @@ def test_two_processes_share_the_examples_and_learn_what_one_learns(tmp_path: Pa
     stage = Stage(3, 1e-2)
     (tmp_path / "two").mkdir()
     (tmp_path / "one").mkdir()
-    make_fabric(replace(ONE, devices=2)).launch(fit_lines, tmp_path / "two", stage)
-    make_fabric(ONE).launch(fit_lines, tmp_path / "one", stage)
+    make_fabric(replace(ONE, devices=2)).launch(partial(fit_lines, folder=tmp_path / "two", stage=stage))
+    make_fabric(ONE).launch(partial(fit_lines, folder=tmp_path / "one", stage=stage))
     numbers = [[int(n) for n in (tmp_path / "two" / f"numbers{rank}").read_text().split()] for rank in (0, 1)]
     assert numbers == [[6, 8, 10], [7, 9, 11]]
     first, second = (torch.load(tmp_path / "two" / f"weights{rank}.pt", weights_only=True) for rank in (0, 1))
