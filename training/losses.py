@@ -152,7 +152,7 @@ def _sobel(maps: Tensor) -> Tensor:
     across = maps.new_tensor([[-1, 0, 1], [-2, 0, 2], [-1, 0, 1]]) / 8
     kernels = torch.stack([across.T, across])[:, None]
     flat = F.conv2d(maps.flatten(0, 1)[:, None], kernels)
-    return flat.unflatten(0, maps.shape[:2])
+    return flat.reshape(*maps.shape[:2], *flat.shape[1:])
 
 
 def _centred(values: Tensor, weight: Tensor) -> Tensor:
