@@ -2,11 +2,15 @@
 
 import tomllib
 from dataclasses import dataclass, fields, is_dataclass
+from itertools import product
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 from dicomnode.errors import ConfigurationError
 
+PRECISIONS = ("auto", "32-true", "bf16-mixed")
+_HIPS_ONLY = ("mineral_scaled", "gradient_correlation", "pelvis_mass", "adversarial")
+"""What a stage of the locator, which sees no single hip, cannot have."""
 _WIDTH_STEP = 8
 _LEAST_WIDTH = 16
 """Narrower networks kill the process in torch 2.13's channels-last backward pass on CPU (seen with 4 and 8 channels)."""
@@ -41,6 +45,12 @@ class Stage:
     mineral_scaled: float = 0.0
     """Share of the hips whose mineral is multiplied by a factor of its own, see `augment.MINERAL_FACTOR`: thickness and texture
     then say less, and density must be read from contrast."""
+    gradient_correlation: float = 0.0
+    """Weight of `losses.gradient_correlation_loss` of the density maps; 0: absent."""
+    pelvis_mass: float = 0.0
+    """Weight of `losses.pelvis_loss`; 0: absent."""
+    adversarial: float = 0.0
+    """Weight of `adversarial.Adversary`; 0: no discriminators."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +63,19 @@ class NetworkConfiguration:
     weight_decay: float = 1e-4
     ema: float = 0.995
     """Decay of the exponential moving average of the weights, which is what is exported."""
+    ema_warm_up: bool = False
+    """Whether the first averages forget faster, see `train.average_fn`: for stages of a few hundred steps, at whose end the
+    average would still hold a good part of the first weights."""
+
+
+@dataclass(frozen=True)
+class EngineConfiguration:
+    """Where a run computes, see `engine.make_fabric`."""
+
+    devices: int | Literal["auto"] = "auto"
+    """GPUs of this machine, all of them with "auto"; without a GPU the processes on its processors, one with "auto"."""
+    precision: Literal["auto", "32-true", "bf16-mixed"] = "auto"
+    """Of the convolutions: bfloat16 on GPUs and float32 on processors, unless one is named."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +104,9 @@ class RunConfiguration:
     decomposer: NetworkConfiguration
     locator: NetworkConfiguration
     direct: bool = False
-    """Whether the conventional method is trained too, for comparison, with the decomposer's widths and stages."""
+    """Whether the conventional method is trained too, for comparison, with the decomposer's widths and stages; it draws no maps,
+    so that losses of maps are not for it."""
+    engine: EngineConfiguration = EngineConfiguration()
     hospital: HospitalConfiguration | None = None
     start: str | None = None
     """Folder of a bundle whose weights both networks start from; None: from random ones."""
@@ -104,20 +129,35 @@ def load_run(path: Path) -> RunConfiguration:
             f" {real.validation:g} and hospital.test {real.test:g} at 0 or above and together below 1"
         )
     for name, network in (("decomposer", run.decomposer), ("locator", run.locator)):
-        check_widths(path, name, network)
+        check_network(f"{path}: {name}", network)
+    for stage, option in product(run.locator.stages, _HIPS_ONLY):
+        if getattr(stage, option):
+            raise ConfigurationError(f"{path}: locator.stages: {option} is for the decomposer; leave it out here")
+    _check_engine(f"{path}: engine", run.engine)
     return run
 
 
-def check_widths(path: Path, name: str, network: NetworkConfiguration) -> None:
-    """Refuse widths that torch cannot train.
+def check_network(place: str, network: NetworkConfiguration) -> None:
+    """Refuse what torch cannot train.
 
     Raises:
-        ConfigurationError: a width is too small or no multiple; the message names its place.
+        ConfigurationError: a width is too small or no multiple, or a share or weight is negative; the message begins with `place`.
     """
     if any(width < _LEAST_WIDTH or width % _WIDTH_STEP for width in network.widths):
         raise ConfigurationError(
-            f"{path}: {name}.widths {list(network.widths)} must be multiples of {_WIDTH_STEP} and at least {_LEAST_WIDTH}"
+            f"{place}.widths {list(network.widths)} must be multiples of {_WIDTH_STEP} and at least {_LEAST_WIDTH}"
         )
+    for stage, option in product(network.stages, _HIPS_ONLY):
+        if getattr(stage, option) < 0:
+            raise ConfigurationError(f"{place}.stages: {option} = {getattr(stage, option)} must not be negative")
+
+
+def _check_engine(place: str, engine: EngineConfiguration) -> None:
+    counted = isinstance(engine.devices, int) and engine.devices > 0
+    if not counted and engine.devices != "auto":
+        raise ConfigurationError(f'{place}.devices = {engine.devices!r} must be "auto" or a number of devices')
+    if engine.precision not in PRECISIONS:
+        raise ConfigurationError(f"{place}.precision = {engine.precision!r} must be one of {', '.join(PRECISIONS)}")
 
 
 def read_frozen(path: Path, kind: type[Any]) -> Any:

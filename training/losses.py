@@ -11,9 +11,17 @@ from dicomnode.inference.network import SPREAD_RANGE
 
 MAP_SCALES = (1.0, 0.5, 0.5, 0.02)
 """Brings femur density (g/cm2), path (cm), pelvis density (g/cm2) and soft tissue (g/cm2) to comparable size."""
+DENSITIES = (0, 2)
+"""Of the maps, those that are densities of bone: femur and pelvis."""
 METAL_WEIGHT = 10.0
 REGIONS = ((Label.NECK, Label.TROCHANTER, Label.INTERTROCHANTER), (Label.NECK,))
 """Regions whose mass and volume must be right: total hip and femoral neck."""
+
+
+LEAST_PX = 50
+"""A sliver of a bone says nothing of its sum."""
+_FLAT = 1e-3
+"""Sum of squared derivatives, (g/cm2 per pixel)^2, below which a density map has no edge."""
 
 
 @dataclass(frozen=True)
@@ -39,11 +47,8 @@ def decomposition_loss(channels: Tensor, verdicts: Tensor, canonical: Tensor, ba
     """
     maps, logits = channels[:, :4], channels[:, 4:10]
     metal, field = channels[:, 10], channels[:, 11]
-    good = batch.anteroposterior_hip[:, None, None]
-    known = batch.maps[:, 0].isfinite()
-    weight = batch.field * good * (1 - batch.metal.nan_to_num()) * known  # (b, h, w)
-    # As predicted, hence without error or gradient.
-    true_maps = torch.where(batch.maps.isfinite(), batch.maps, maps.detach())
+    weight = learned_from(batch)
+    true_maps = known_maps(batch, maps)
     labels = torch.where(weight > 0, batch.labels, -100)
     return {
         "maps": 4.0 * map_loss(maps, true_maps, weight),
@@ -56,6 +61,17 @@ def decomposition_loss(channels: Tensor, verdicts: Tensor, canonical: Tensor, ba
         "implant": 0.1 * masked_mean(_binary(verdicts[:, 1], batch.implant.nan_to_num()), batch.implant.isfinite()),
         **canonical_loss(canonical, batch.canonical, batch.canonical_weight),
     }
+
+
+def learned_from(batch: HipBatch) -> Tensor:
+    """(b, h, w): 1 where maps are known and learned, which is in AP hips, inside the field and where no metal hides the bone."""
+    good = batch.anteroposterior_hip[:, None, None]
+    return batch.field * good * (1 - batch.metal.nan_to_num()) * batch.maps[:, 0].isfinite()
+
+
+def known_maps(batch: HipBatch, prediction: Tensor) -> Tensor:
+    """(b, 4, h, w): the true maps; where they are not known as predicted, hence without error or gradient."""
+    return torch.where(batch.maps.isfinite(), batch.maps, prediction.detach())
 
 
 def canonical_loss(prediction: Tensor, target: Tensor, weight: Tensor) -> dict[str, Tensor]:
@@ -94,13 +110,62 @@ def region_loss(prediction: Tensor, target: Tensor, labels: Tensor, weight: Tens
     terms = []
     for region in REGIONS:
         mask = torch.isin(labels, labels.new_tensor([int(label) for label in region])) * weight
-        enough = mask.sum((1, 2)) > 50  # pixels; a sliver says nothing of the region
-        if not enough.any():
-            continue
-        error = ((prediction - target) * mask[:, None]).sum((2, 3)).abs()
-        true = (target * mask[:, None]).sum((2, 3)).clamp_min(1e-3)
-        terms.append((error / true)[enough].clamp_max(2.0).mean())
+        enough = mask.sum((1, 2)) > LEAST_PX
+        if enough.any():
+            terms.append(_relative_sum_error(prediction, target, mask)[enough].mean())
     return torch.stack(terms).mean() if terms else prediction.sum() * 0
+
+
+def pelvis_loss(prediction: Tensor, target: Tensor, weight: Tensor) -> Tensor:
+    """Relative error of the mass of the pelvis, (b, h, w), as far as it is seen; it has no regions of its own."""
+    enough = (weight * (target > 0)).sum((1, 2)) > LEAST_PX
+    error = _relative_sum_error(prediction[:, None], target[:, None], weight)[:, 0]
+    return masked_mean(error, enough.to(error.dtype))
+
+
+def _relative_sum_error(prediction: Tensor, target: Tensor, mask: Tensor) -> Tensor:
+    """(b, c) of maps (b, c, h, w), bounded: a wrong sum beyond it teaches nothing more."""
+    error = ((prediction - target) * mask[:, None]).sum((2, 3)).abs()
+    true = (target * mask[:, None]).sum((2, 3)).clamp_min(1e-3)
+    return (error / true).clamp_max(2.0)
+
+
+def gradient_correlation_loss(prediction: Tensor, target: Tensor, weight: Tensor) -> Tensor:
+    """1 less the gradient correlation: 0 for maps with the same edges, whatever their level and scale, 2 for reversed ones.
+
+    The correlation is that of the Sobel derivatives inside the weight, along rows and along columns, and their mean. Maps
+    without any edge in sight say nothing and are left out.
+
+    Source: as a similarity of projections Penney 1998, doi:10.1109/42.736021; as a loss Gu 2023, arXiv 2307.11513.
+
+    Args:
+        prediction: (b, c, h, w).
+        target: (b, c, h, w).
+        weight: (b, h, w), 0 or 1.
+    """
+    inside = -F.max_pool2d(-weight[:, None], 3, 1)  # a derivative that reaches out of the weight is none
+    made, true = (
+        _centred(_sobel(maps), inside[:, :, None]) for maps in (prediction, target)
+    )  # (b, c, 2, h - 2, w - 2)
+    power = true.square().sum((3, 4))
+    scale = (
+        (made.square().sum((3, 4)) + 1e-3 * _FLAT) * power.clamp_min(_FLAT)
+    ).sqrt()  # a flat prediction: no infinite slope
+    return masked_mean(1 - (made * true).sum((3, 4)) / scale, (power > _FLAT).to(power.dtype))
+
+
+def _sobel(maps: Tensor) -> Tensor:
+    """(b, c, 2, h - 2, w - 2) derivatives along rows and columns, per pixel."""
+    across = maps.new_tensor([[-1, 0, 1], [-2, 0, 2], [-1, 0, 1]]) / 8
+    kernels = torch.stack([across.T, across])[:, None]
+    flat = F.conv2d(maps.flatten(0, 1)[:, None], kernels)
+    return flat.reshape(*maps.shape[:2], *flat.shape[1:])
+
+
+def _centred(values: Tensor, weight: Tensor) -> Tensor:
+    """Values less their mean over the last two axes, 0 outside of the weight."""
+    mean = (values * weight).sum((3, 4), keepdim=True) / weight.sum((3, 4), keepdim=True).clamp_min(1)
+    return (values - mean) * weight
 
 
 def metal_loss(logits: Tensor, metal: Tensor, weight: Tensor) -> Tensor:

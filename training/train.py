@@ -1,32 +1,43 @@
-"""The training loop, from top to bottom: both networks, one after the other, resumable, on CUDA where there is one."""
+"""The training loop, from top to bottom: one network after the other, resumable, on one device or several."""
 
-import json
 import logging
 import math
-import time
 from collections.abc import Callable
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from lightning_fabric import Fabric
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
-from tqdm import tqdm
 
 from dicomnode.errors import ConfigurationError
 from dicomnode.inference.bundle import load_bundle
-from dicomnode.inference.channels import CHANNELS, LOCATOR_CHANNELS, VERDICTS
-from dicomnode.inference.network import HipNet, NetworkShape, ResidualBlock
+from dicomnode.inference.channels import CHANNELS, LOCATOR_CHANNELS, MAPS, VERDICTS
+from dicomnode.inference.network import Decomposed, HipNet, NetworkShape, ResidualBlock
+from training.adversarial import Adversary
 from training.augment import HipExample, OverviewExample, hip_example, overview_example
 from training.config import NetworkConfiguration, RunConfiguration, Stage
 from training.direct import DirectNet
-from training.losses import HipBatch, canonical_loss, decomposition_loss, heat_loss
+from training.engine import make_fabric, own_batch, own_numbers, synchronised
+from training.losses import (
+    DENSITIES,
+    HipBatch,
+    canonical_loss,
+    decomposition_loss,
+    gradient_correlation_loss,
+    heat_loss,
+    known_maps,
+    learned_from,
+    pelvis_loss,
+)
 from training.pairs import Pairs
 from training.real import RealExamples, load_real
+from training.record import PICTURE_EVERY_SAVES, Record, draw_hips
 from training.split import Split
 from training.targets import canonical_logarithms
 
@@ -37,7 +48,21 @@ _DECOMPOSER_INPUTS = 2
 _METAL_SHARE = 0.15
 """Of the examples, drawn from hips with metal beyond those that come by themselves."""
 
-Loss = Callable[[nn.Module, dict[str, Tensor]], dict[str, Tensor]]
+Terms = dict[str, Tensor]
+Examples = Callable[[Stage], Dataset[dict[str, Any]]]
+
+
+@dataclass(frozen=True)
+class Task:
+    """What one network learns, and from what."""
+
+    name: str
+    network: nn.Module
+    loss: Callable[[Any, dict[str, Tensor], Stage], Terms]
+    """From the network's answer and the batch to the terms by name, each weighted; the loss is their sum."""
+    examples: Examples
+    draws_maps: bool = False
+    """Whether the answer is `Decomposed` and the batch `HipBatch`: then there are pictures and may be discriminators."""
 
 
 def decomposer_shape(configuration: NetworkConfiguration) -> NetworkShape:
@@ -67,8 +92,20 @@ def train(
     """Train the networks; leaves `decomposer.pt`, `locator.pt`, `direct.pt` (EMA weights) and `losses.jsonl` in `folder`.
 
     An interrupted run goes on from its last checkpoint, with the same examples as if it had not been interrupted.
+    `folder/events` holds curves and pictures for TensorBoard.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    # As one function of the fabric alone: among the arguments of `launch`, Fabric refuses frozen dataclasses.
+    everything = partial(
+        _train, run=run, pairs=pairs, split=split, folder=folder, workers=workers, save_every=save_every
+    )
+    make_fabric(run.engine).launch(everything)
+
+
+def _train(
+    fabric: Fabric, run: RunConfiguration, pairs: Pairs, split: Split, folder: Path, workers: int, save_every: int
+) -> None:
+    """Train in one of the processes, each of which holds the same weights."""
     torch.manual_seed(run.seed)
     # All before any training: their first weights must not depend on where an interrupted run goes on.
     decomposer, locator = HipNet(decomposer_shape(run.decomposer)), HipNet(locator_shape(run.locator))
@@ -85,12 +122,12 @@ def train(
     def overview_examples(_: Stage) -> Dataset[dict[str, Any]]:
         return OverviewExamples(pairs, split.training, run.seed)
 
-    fit = partial(_fit, folder=folder, workers=workers, save_every=save_every)
-    fit("decomposer", decomposer, _hip_loss, hip_examples, run.decomposer)
-    fit("locator", locator, _overview_loss, overview_examples, run.locator)
+    fit = partial(_fit, fabric, folder=folder, seed=run.seed, workers=workers, save_every=save_every)
+    fit(Task("decomposer", decomposer, _hip_loss, hip_examples, draws_maps=True), run.decomposer)
+    fit(Task("locator", locator, _overview_loss, overview_examples), run.locator)
     if run.direct:
         direct.centre.copy_(_usual_figures(pairs, hips))
-        fit("direct", direct, _direct_loss, hip_examples, run.decomposer)
+        fit(Task("direct", direct, _direct_loss, hip_examples), run.decomposer)
 
 
 def _usual_figures(pairs: Pairs, hips: NDArray[np.int64]) -> Tensor:
@@ -168,105 +205,150 @@ def _fields(example: HipExample | OverviewExample) -> dict[str, Any]:
     return {name: np.float32(value) if isinstance(value, float) else value for name, value in values.items()}
 
 
-def _hip_loss(network: nn.Module, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+def _hip_loss(answer: Decomposed, batch: dict[str, Tensor], stage: Stage) -> Terms:
     hips = HipBatch(**batch)
-    channels, verdicts, canonical = network(hips.network_input)
-    return decomposition_loss(channels.float(), verdicts.float(), canonical, hips)
+    channels = answer.channels.float()
+    terms = decomposition_loss(channels, answer.verdicts.float(), answer.canonical, hips)
+    weight, true = learned_from(hips), known_maps(hips, channels[:, MAPS])
+    if stage.gradient_correlation:
+        gradients = gradient_correlation_loss(channels[:, DENSITIES], true[:, DENSITIES], weight)
+        terms["gradients"] = stage.gradient_correlation * gradients
+    if stage.pelvis_mass:
+        terms["pelvis"] = stage.pelvis_mass * pelvis_loss(channels[:, 2], true[:, 2], weight)
+    return terms
 
 
-def _overview_loss(network: nn.Module, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-    heat = network(batch["network_input"]).channels
-    return {"heat": heat_loss(heat.float(), batch["heat"])}
+def _overview_loss(answer: Decomposed, batch: dict[str, Tensor], _: Stage) -> Terms:
+    return {"heat": heat_loss(answer.channels.float(), batch["heat"])}
 
 
-def _direct_loss(network: nn.Module, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-    return canonical_loss(network(batch["network_input"]), batch["canonical"], batch["canonical_weight"])
+def _direct_loss(answer: Tensor, batch: dict[str, Tensor], _: Stage) -> Terms:
+    return canonical_loss(answer, batch["canonical"], batch["canonical_weight"])
 
 
 def _fit(
-    name: str,
-    network: nn.Module,
-    loss: Loss,
-    examples: Callable[[Stage], Dataset[dict[str, Any]]],
+    fabric: Fabric,
+    task: Task,
     configuration: NetworkConfiguration,
     *,
     folder: Path,
+    seed: int,
     workers: int,
     save_every: int,
 ) -> None:
     """Train through all stages; `NAME.stageN.pt` is kept of each but the last, which becomes `NAME.pt`."""
-    names = [f"{name}.stage{number}.pt" for number in range(1, len(configuration.stages))] + [f"{name}.pt"]
-    for number, (stage, file) in enumerate(zip(configuration.stages, names, strict=True)):
-        done, drawn = folder / file, sum(before.steps for before in configuration.stages[:number])
+    stages = configuration.stages
+    names = [f"{task.name}.stage{number}.pt" for number in range(1, len(stages))] + [f"{task.name}.pt"]
+    for number, (stage, file) in enumerate(zip(stages, names, strict=True)):
+        done, drawn = folder / file, sum(before.steps for before in stages[:number])
         if done.exists():
             log.info("%s is there already", done)
         else:
-            _fit_stage(done, network, loss, examples(stage), configuration, stage, drawn, workers, save_every)
-        network.load_state_dict(torch.load(done, map_location="cpu", weights_only=True))
+            fit_stage(
+                fabric, task, stage, configuration, done, drawn, seed=seed, workers=workers, save_every=save_every
+            )
+        task.network.load_state_dict(torch.load(done, map_location="cpu", weights_only=True))
 
 
-def _fit_stage(
-    done: Path,
-    network: nn.Module,
-    loss: Loss,
-    examples: Dataset[dict[str, Any]],
-    configuration: NetworkConfiguration,
+def fit_stage(
+    fabric: Fabric,
+    task: Task,
     stage: Stage,
+    configuration: NetworkConfiguration,
+    done: Path,
     drawn: int,
+    *,
+    seed: int,
     workers: int,
     save_every: int,
 ) -> None:
-    """Train one stage.
+    """Train one stage in each of the processes; the first one alone writes.
 
     Args:
         done: where the averaged weights go.
         drawn: steps of the stages before: their examples do not come again.
     """
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    network = network.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    optimizer = torch.optim.AdamW(network.parameters(), stage.learning_rate, weight_decay=configuration.weight_decay)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, partial(learning_rate_share, steps=stage.steps))
-    average_fn = torch.optim.swa_utils.get_ema_multi_avg_fn(configuration.ema)  # type: ignore[no-untyped-call]
-    average = torch.optim.swa_utils.AveragedModel(network, multi_avg_fn=average_fn, use_buffers=True)
-    checkpoint = done.with_suffix(".checkpoint.pt")
+    module = synchronised(fabric, task.network).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    adamw = torch.optim.AdamW(module.parameters(), stage.learning_rate, weight_decay=configuration.weight_decay)
+    schedule = torch.optim.lr_scheduler.LambdaLR(adamw, partial(learning_rate_share, steps=stage.steps))
+    network, optimizer = fabric.setup(module, adamw)
+    average = torch.optim.swa_utils.AveragedModel(module, multi_avg_fn=average_fn(configuration), use_buffers=True)
     parts = {"network": network, "optimizer": optimizer, "schedule": schedule, "average": average}
-    first = _resume(checkpoint, parts, device)
-    numbers = range((drawn + first) * configuration.batch, (drawn + stage.steps) * configuration.batch)
-    loader = DataLoader(
-        examples, configuration.batch, sampler=list(numbers), num_workers=workers, drop_last=True,
-        prefetch_factor=4 if workers else None, pin_memory=device.type == "cuda",
-    )  # fmt: skip
+    adversary = Adversary(fabric, _DECOMPOSER_INPUTS, seed) if task.draws_maps and stage.adversarial else None
+    if adversary is not None:
+        parts |= {"discriminators": adversary.discriminators, "discriminator_optimizer": adversary.optimizer}
+    checkpoint = done.with_suffix(".checkpoint.pt")
+    first = _resume(checkpoint, parts, fabric.device)
+    numbers = own_numbers(fabric, drawn + first, drawn + stage.steps, configuration.batch)
+    loader = _loader(fabric, task.examples(stage), numbers, own_batch(fabric, configuration.batch), workers)
     network.train()
-    autocast = torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda")
-    smooth: dict[str, float] = {}
-    with (
-        tqdm(loader, desc=done.stem, initial=first, total=stage.steps, unit="step") as progress,
-        (done.parent / "losses.jsonl").open("a") as record,
-    ):
-        for step, raw in enumerate(progress, first):
-            batch = {key: value.to(device, non_blocking=True) for key, value in raw.items()}
-            with autocast:
-                terms = loss(network, batch)
-                total = torch.stack(list(terms.values())).sum()
+    with Record(done.parent, done.stem, first, stage.steps, writes=fabric.is_global_zero) as record:
+        for step, batch in enumerate(loader, first):
+            answer = network(batch["network_input"])
+            terms = task.loss(answer, batch, stage)
+            if adversary is not None:
+                judged = adversary.terms(answer.channels[:, :4], HipBatch(**batch))
+                terms |= {key: stage.adversarial * value for key, value in judged.items()}
             optimizer.zero_grad(set_to_none=True)
-            total.backward()  # type: ignore[no-untyped-call]
+            fabric.backward(torch.stack(list(terms.values())).sum())
             nn.utils.clip_grad_norm_(network.parameters(), 2.0)
             optimizer.step()
+            if adversary is not None:
+                terms |= adversary.learn(answer.channels[:, :4], HipBatch(**batch))
             schedule.step()
-            average.update_parameters(network)
-            for key, value in terms.items():
-                smooth[key] = 0.98 * smooth.get(key, value.item()) + 0.02 * value.item()
-            if step % 20 == 0:
-                progress.set_postfix({key: f"{value:.3f}" for key, value in smooth.items()}, refresh=False)
-            if (step + 1) % save_every == 0:
+            average.update_parameters(module)
+            record.add(step, _over_processes(fabric, terms), schedule.get_last_lr()[0])
+            if (step + 1) % save_every == 0 and fabric.is_global_zero:
                 _save(checkpoint, parts, step + 1)
-                print(
-                    json.dumps({"network": done.stem, "step": step + 1, "time": time.time(), **smooth}),
-                    file=record,
-                    flush=True,
-                )
-    torch.save(average.module.state_dict(), done)
-    checkpoint.unlink(missing_ok=True)
+                record.saved(step + 1)
+            if (step + 1) % (save_every * PICTURE_EVERY_SAVES) == 0 and task.draws_maps and fabric.is_global_zero:
+                record.picture(step + 1, draw_hips(_averaged_channels(average, batch), HipBatch(**batch)))
+    if fabric.is_global_zero:
+        torch.save(average.module.state_dict(), done)
+        checkpoint.unlink(missing_ok=True)
+    fabric.barrier()  # only now may the others look for what was written
+
+
+def average_fn(configuration: NetworkConfiguration) -> Callable[[Any, Any, Any], None]:
+    """Exponential moving average with the configured decay, or while it warms up with (1 + n) / (10 + n) after n averages.
+
+    So the first weights are forgotten: after 300 averages 0.995 keeps 22 % of them, the warm-up none that is seen.
+
+    Source: that rule is the one of TensorFlow's `ExponentialMovingAverage(num_updates=...)`.
+    """
+    plain = torch.optim.swa_utils.get_ema_multi_avg_fn(configuration.ema)  # type: ignore[no-untyped-call]
+
+    def warmed_up(average: Any, current: Any, count: Any) -> None:
+        decay = min(configuration.ema, (1 + int(count)) / (10 + int(count)))
+        torch.optim.swa_utils.get_ema_multi_avg_fn(decay)(average, current, count)  # type: ignore[no-untyped-call]
+
+    return warmed_up if configuration.ema_warm_up else plain  # type: ignore[no-any-return]
+
+
+def _loader(
+    fabric: Fabric, examples: Dataset[dict[str, Any]], numbers: list[int], batch: int, workers: int
+) -> DataLoader[dict[str, Any]]:
+    loader = DataLoader(
+        examples, batch, sampler=numbers, num_workers=workers, drop_last=True,
+        prefetch_factor=4 if workers else None, pin_memory=fabric.device.type == "cuda",
+    )  # fmt: skip
+    return fabric.setup_dataloaders(loader, use_distributed_sampler=False)  # type: ignore[return-value]
+
+
+def _over_processes(fabric: Fabric, terms: Terms) -> dict[str, float]:
+    """Mean of each term over all processes, fetched in one go: a GPU waits once in a step."""
+    means = fabric.all_reduce(torch.stack([value.detach() for value in terms.values()]), reduce_op="mean")
+    assert isinstance(means, Tensor)
+    return dict(zip(terms, means.tolist(), strict=True))
+
+
+@torch.no_grad()
+def _averaged_channels(average: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+    """What the weights that would be kept now see in a batch."""
+    average.eval()
+    answer: Decomposed = average(batch["network_input"])
+    average.train()
+    return answer.channels
 
 
 def learning_rate_share(step: int, steps: int) -> float:

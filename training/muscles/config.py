@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dicomnode.errors import ConfigurationError
-from training.config import NetworkConfiguration, PairsConfiguration, SplitConfiguration, check_widths, read_frozen
+from training.config import NetworkConfiguration, PairsConfiguration, SplitConfiguration, check_network, read_frozen
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ def load_muscles_run(path: Path) -> MusclesRun:
         ConfigurationError: unreadable, a key is missing or unknown, or a value is out of range; the message names its place.
     """
     run: MusclesRun = read_frozen(path, MusclesRun)
-    check_widths(path, "network", run.network)
+    check_network(f"{path}: network", run.network)
     for is_right, place, expected in (
         (0 < run.split.validation + run.split.test < 1, "split", "validation + test between 0 and 1"),
         (run.subjects.training > 0 and run.subjects.test > 2, "subjects", "training at least 1, test at least 3"),
