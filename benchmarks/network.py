@@ -143,7 +143,7 @@ def compare_engines(
         for number in range(ENGINE_ROUNDS + 1):
             told(f"engines, {threads} threads, round {number} of {ENGINE_ROUNDS}")
             for row, step in enumerate(steps):
-                for column in np.roll(np.arange(len(predictors)), -number):
+                for column in np.roll(np.arange(len(predictors)), -number).tolist():
                     wall, cpu = time.perf_counter(), time.process_time()
                     step(predictors[column])
                     taken[number, row, column] = time.perf_counter() - wall, time.process_time() - cpu

@@ -8,7 +8,7 @@ thing that is measured. Radiograph and maps are shown together, and nothing wher
 
 import torch
 from lightning_fabric import Fabric
-from monai.networks.nets import PatchDiscriminator
+from monai.networks.nets.patchgan_discriminator import PatchDiscriminator
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.parametrizations import spectral_norm
@@ -114,4 +114,4 @@ def _feature_distance(made: Features, true: Features, weight: Tensor) -> Tensor:
 
 def _mean(values: Tensor, weight: Tensor) -> Tensor:
     """Mean of (b, c, rows, columns) where the weight (b, h, w) lies, each place by the share of it that is seen."""
-    return masked_mean(values.mean(1), F.adaptive_avg_pool2d(weight[:, None], values.shape[2:])[:, 0])
+    return masked_mean(values.mean(1), F.adaptive_avg_pool2d(weight[:, None], tuple(values.shape[2:]))[:, 0])

@@ -4,6 +4,8 @@ The batch of a run is that of all devices together: process r of n takes every n
 r-th. So the number of devices decides how long a run takes and not which examples a step learns from.
 """
 
+from typing import Literal
+
 import torch
 from lightning_fabric import Fabric
 from torch import nn
@@ -15,7 +17,7 @@ from training.config import EngineConfiguration
 def make_fabric(engine: EngineConfiguration) -> Fabric:
     """Choose devices and precision; `launch` of what is returned runs a function in one process for each device."""
     cuda = torch.cuda.is_available()
-    automatic = "bf16-mixed" if cuda else "32-true"
+    automatic: Literal["bf16-mixed", "32-true"] = "bf16-mixed" if cuda else "32-true"
     devices = engine.devices if engine.devices != "auto" else torch.cuda.device_count() if cuda else 1
     if cuda and devices > torch.cuda.device_count():
         raise ConfigurationError(f"engine.devices = {devices}, but this machine has {torch.cuda.device_count()} GPUs")
@@ -49,4 +51,4 @@ def synchronised(fabric: Fabric, network: nn.Module) -> nn.Module:
     """Let BatchNorm see the batch of all GPUs; torch has that for CUDA only, on processors each process sees its own share."""
     if fabric.world_size == 1 or fabric.device.type != "cuda":
         return network
-    return nn.SyncBatchNorm.convert_sync_batchnorm(network)  # type: ignore[no-any-return]
+    return nn.SyncBatchNorm.convert_sync_batchnorm(network)  # type: ignore[no-any-return, no-untyped-call]

@@ -47,8 +47,8 @@ class Record:
         if step % EVERY_STEPS == 0 and self.events is not None:
             self.progress.set_postfix({key: f"{value:.3f}" for key, value in self.smooth.items()}, refresh=False)
             for key, value in self.smooth.items():
-                self.events.add_scalar(f"loss/{key}", value, step)  # type: ignore[no-untyped-call]
-            self.events.add_scalar("learning_rate", learning_rate, step)  # type: ignore[no-untyped-call]
+                self.events.add_scalar(f"loss/{key}", value, step)
+            self.events.add_scalar("learning_rate", learning_rate, step)
 
     def saved(self, step: int) -> None:
         """Write the line of a checkpoint after `step` steps."""
@@ -60,10 +60,10 @@ class Record:
         """Keep a picture among the events."""
         if self.events is not None:
             canvas = FigureCanvasAgg(figure)
-            canvas.draw()
-            image = np.asarray(canvas.buffer_rgba())[..., :3]
-            self.events.add_image("hips", image, step, dataformats="HWC")  # type: ignore[no-untyped-call]
-            self.events.flush()  # type: ignore[no-untyped-call]
+            canvas.draw()  # type: ignore[no-untyped-call]
+            image = np.asarray(canvas.buffer_rgba())[..., :3]  # type: ignore[no-untyped-call]
+            self.events.add_image("hips", image, step, dataformats="HWC")
+            self.events.flush()
 
 
 def draw_hips(channels: Tensor, batch: HipBatch) -> Figure:

@@ -297,7 +297,7 @@ def fit_stage(
                 terms |= adversary.learn(answer.channels[:, :4], HipBatch(**batch))
             schedule.step()
             average.update_parameters(module)
-            record.add(step, _over_processes(fabric, terms), schedule.get_last_lr()[0])
+            record.add(step, _over_processes(fabric, terms), float(schedule.get_last_lr()[0]))
             if (step + 1) % save_every == 0 and fabric.is_global_zero:
                 _save(checkpoint, parts, step + 1)
                 record.saved(step + 1)
@@ -322,7 +322,7 @@ def average_fn(configuration: NetworkConfiguration) -> Callable[[Any, Any, Any],
         decay = min(configuration.ema, (1 + int(count)) / (10 + int(count)))
         torch.optim.swa_utils.get_ema_multi_avg_fn(decay)(average, current, count)  # type: ignore[no-untyped-call]
 
-    return warmed_up if configuration.ema_warm_up else plain  # type: ignore[no-any-return]
+    return warmed_up if configuration.ema_warm_up else plain
 
 
 def _loader(

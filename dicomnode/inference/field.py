@@ -28,7 +28,7 @@ def exposed_field(probable: NDArray[np.bool_], inside: NDArray[np.bool_]) -> NDA
     largest = pieces == 1 + int(np.argmax(np.bincount(pieces.ravel())[1:]))
     points = np.argwhere(largest ^ ndimage.binary_erosion(largest))
     half_planes = ConvexHull(points).equations  # outward normal and offset, one line each
-    rows, columns = np.indices(inside.shape, sparse=True)
+    rows, columns = np.ogrid[: inside.shape[0], : inside.shape[1]]
     within = np.ones(inside.shape, bool)
     for row_normal, column_normal, offset in np.unique(half_planes, axis=0):
         within &= row_normal * rows + column_normal * columns + offset <= 1e-6

@@ -72,9 +72,8 @@ def plain_loop(task: Task, stage: Stage) -> dict[str, Tensor]:
     network, configuration = task.network.to(memory_format=torch.channels_last), a_configuration(stage)  # type: ignore[call-overload]
     optimizer = torch.optim.AdamW(network.parameters(), stage.learning_rate, weight_decay=configuration.weight_decay)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate_share(step, stage.steps))
-    average = torch.optim.swa_utils.AveragedModel(
-        network, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(configuration.ema), use_buffers=True
-    )
+    averaging = torch.optim.swa_utils.get_ema_multi_avg_fn(configuration.ema)  # type: ignore[no-untyped-call]
+    average = torch.optim.swa_utils.AveragedModel(network, multi_avg_fn=averaging, use_buffers=True)
     examples = task.examples(stage)
     network.train()
     for step in range(stage.steps):
@@ -82,7 +81,7 @@ def plain_loop(task: Task, stage: Stage) -> dict[str, Tensor]:
         batch = torch.utils.data.default_collate(rows)
         total = torch.stack(list(_hip_loss(network(batch["network_input"]), batch, stage).values())).sum()
         optimizer.zero_grad(set_to_none=True)
-        total.backward()
+        total.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(network.parameters(), 2.0)
         optimizer.step()
         schedule.step()
@@ -203,7 +202,7 @@ def remembered(steps: int, warm_up: bool) -> float:
     for step in range(steps + 1):
         nn.init.constant_(module.weight, float(step == 0))
         average.update_parameters(module)
-    return float(average.module.weight.detach())
+    return float(average.module.state_dict()["weight"])
 
 
 def test_an_average_that_warms_up_forgets_the_first_weights() -> None:

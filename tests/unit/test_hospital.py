@@ -270,8 +270,8 @@ def test_where_the_ct_ends_before_the_radiograph_the_targets_are_unknown(folder:
     case = _case(folder, ct=short / "ct.nii.gz", labels=short / "labels.nii.gz")
     make_hospital_pairs([case, _case(folder, "a2")], tmp_path, Tools(_Still()))
     cut, whole = load_real_hips(tmp_path)
-    known, all_known = (np.isfinite(hip.targets.astype(np.float32)).all(0) for hip in (cut, whole))
-    below_mm = np.flatnonzero(~known.any(1)[MARGIN_PX + HEAD_ROW :])[0] * SPACING_MM
+    known, all_known = (np.asarray(np.isfinite(hip.targets.astype(np.float32)).all(0), bool) for hip in (cut, whole))
+    below_mm = np.flatnonzero(~known[MARGIN_PX + HEAD_ROW :].any(1))[0] * SPACING_MM
     assert below_mm == pytest.approx(110 - CT_END_MM, abs=3)
     assert all_known[MARGIN_PX + HEAD_ROW : MARGIN_PX + ROWS].all()
     np.testing.assert_allclose(cut.targets[0][known], whole.targets[0][known], atol=0.02)

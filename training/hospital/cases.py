@@ -68,7 +68,7 @@ def load_real_hips(output: Path) -> list[RealHip]:
 
 def save_arrays(hip: RealHip, path: Path) -> None:
     """Write what `load_real_hips` reads beside the report."""
-    np.savez_compressed(path, **{name: getattr(hip, name) for name in _ARRAYS})  # type: ignore[arg-type]
+    np.savez_compressed(path, **{name: getattr(hip, name) for name in _ARRAYS})
 
 
 def read_report(folder: Path) -> Report | None:

@@ -97,9 +97,9 @@ def _case(line: Mapping[str, str | None], place: str, folder: Path) -> Case:
         raise ConfigurationError(f"{place}: case {name} lacks its {'ct' if 'ct' not in cells else 'radiograph'}")
     files = {key: folder / cells[key] if key in cells else None for key in FILES}
     values: dict[str, dict[tuple[Side, Region], float]] = {"dxa": {}, "qct": {}}
-    for column, (kind, key) in _value_columns().items():
+    for column, (kind, where) in _value_columns().items():
         if column in cells:
-            values[kind][key] = _positive(cells, column, place)
+            values[kind][where] = _positive(cells, column, place)
     if values["dxa"] and "dxa_maker" not in cells:
         raise ConfigurationError(
             f"{place}: case {name} has DXA values but no dxa_maker; makers differ by 10 % and more"

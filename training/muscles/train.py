@@ -101,16 +101,16 @@ def train(run: MusclesRun, pairs: Pairs, muscles: Path, folder: Path, *, workers
         return
     torch.manual_seed(run.seed)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    settings = run.network
+    settings, stage = run.network, run.network.stages[0]
     network = build_network(run).to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    optimizer = torch.optim.AdamW(network.parameters(), settings.learning_rate, weight_decay=settings.weight_decay)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, partial(learning_rate_share, steps=settings.steps))
+    optimizer = torch.optim.AdamW(network.parameters(), stage.learning_rate, weight_decay=settings.weight_decay)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, partial(learning_rate_share, steps=stage.steps))
     average_fn = torch.optim.swa_utils.get_ema_multi_avg_fn(settings.ema)  # type: ignore[no-untyped-call]
     average = torch.optim.swa_utils.AveragedModel(network, multi_avg_fn=average_fn, use_buffers=True)
     parts: dict[str, Any] = {"network": network, "optimizer": optimizer, "schedule": schedule, "average": average}
     checkpoint = folder / "checkpoint.pt"
     first = _resume(checkpoint, parts, device)
-    numbers = range(first * settings.batch, settings.steps * settings.batch)
+    numbers = range(first * settings.batch, stage.steps * settings.batch)
     loader = DataLoader(
         Examples(run, pairs, muscles), settings.batch, sampler=list(numbers), num_workers=workers, drop_last=True,
         pin_memory=device.type == "cuda",
@@ -118,7 +118,7 @@ def train(run: MusclesRun, pairs: Pairs, muscles: Path, folder: Path, *, workers
     network.train()
     smooth: dict[str, float] = {}
     with (
-        tqdm(loader, desc="muscles", initial=first, total=settings.steps, unit="step") as progress,
+        tqdm(loader, desc="muscles", initial=first, total=stage.steps, unit="step") as progress,
         (folder / "losses.jsonl").open("a") as record,
     ):
         for step, (image, maps, field) in enumerate(progress, first):
