@@ -114,4 +114,4 @@ def _feature_distance(made: Features, true: Features, weight: Tensor) -> Tensor:
 
 def _mean(values: Tensor, weight: Tensor) -> Tensor:
     """Mean of (b, c, rows, columns) where the weight (b, h, w) lies, each place by the share of it that is seen."""
-    return masked_mean(values.mean(1), F.adaptive_avg_pool2d(weight[:, None], tuple(values.shape[2:]))[:, 0])
+    return masked_mean(values.mean(1), F.adaptive_avg_pool2d(weight[:, None], (values.shape[2], values.shape[3]))[:, 0])
