@@ -66,27 +66,33 @@ def _slopes(slopes: Iterable[dict[str, Any]]) -> str:
 def _repeatability(quantities: Iterable[dict[str, Any]]) -> str:
     columns = (
         "quantity",
-        "RMS-CV over poses, %",
+        "RMS-CV over poses, same device, %",
+        "LSC, %",
+        "over poses and devices, %",
         "LSC, %",
         "of the truth itself, %",
-        "RMS-CV in one pose, %",
+        "in one pose over devices, %",
         "LSC, %",
     )
     rows = []
     for one in quantities:
-        poses, pose = one["over_poses"], one["same_pose"]
-        low, high = poses["rms_cv_percent_interval"]
+        device, poses, pose = one["same_device"], one["over_poses"], one["same_pose"]
+        low, high = device["rms_cv_percent_interval"]
         rows.append(
             [
                 label(one["quantity"]),
-                f"{poses['rms_cv_percent']:.2f} ({low:.2f} to {high:.2f})",
+                f"{device['rms_cv_percent']:.2f} ({low:.2f} to {high:.2f})",
+                f"{device['lsc_percent']:.1f}",
+                f"{poses['rms_cv_percent']:.2f}",
                 f"{poses['lsc_percent']:.1f}",
                 f"{one['truth_over_poses']['rms_cv_percent']:.2f}",
                 f"{pose['rms_cv_percent']:.2f}",
                 f"{pose['lsc_percent']:.1f}",
             ]
         )
-    return _table("Repeatability: five poses, and five radiographs in one pose", columns, rows)
+    return _table(
+        "Repeatability: five poses before one device and before five, and five radiographs in one pose", columns, rows
+    )
 
 
 def _refusals(groups: Iterable[dict[str, Any]]) -> str:

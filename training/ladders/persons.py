@@ -29,6 +29,7 @@ MINERAL_FACTORS = (0.5, 0.7, 0.85, 1.0, 1.15, 1.3)
 LOSS_FACTORS = (0.6, 0.8, 1.0, 1.2)
 POSES = 5
 _REPEAT_TAKE = 100
+_SAME_DEVICE, _SAME_POSE = "same device", "same pose"
 """Numbers of the takes that repeat the first pose, apart from those of the poses."""
 
 
@@ -167,8 +168,11 @@ class Repeatability:
     """How far readings of the same hip lie apart; hips count as persons."""
 
     quantity: str
+    same_device: Precision
+    """Put down anew before the same device: another AP pose and noise each time, exposure and processing as they were. This is
+    what precision of densitometry means (ISCD)."""
     over_poses: Precision
-    """Put down anew: another AP pose, exposure, noise and processing each time."""
+    """Put down anew elsewhere: another AP pose, exposure, noise and processing each time."""
     truth_over_poses: Precision
     """What the true figure itself changes with the pose; 0 for canonical ones."""
     same_pose: Precision
@@ -180,14 +184,17 @@ class Repeatability:
 
 
 def repeat(read: Read, subjects: Sequence[Subject], seed: int) -> tuple[list[Case], list[Repeatability]]:
-    """Put each person down `POSES` times, and take the first pose as often again."""
+    """Put each person down `POSES` times, before one device and before as many; take the first pose as often again."""
     cases = []
     for subject in tqdm(subjects, desc="poses", unit="person"):
         for number, hips in enumerate(_posed(subject, seed)):
             for hip in hips:
-                cases.append(read_hip(read, hip, draw_conditions(seed, hip.figures, number), f"pose {number + 1}"))
+                own, first = (draw_conditions(seed, hip.figures, take) for take in (number, 0))
+                kept = replace(first, offset_px=own.offset_px, noise_seed=own.noise_seed)
+                cases.append(read_hip(read, hip, own, f"pose {number + 1}"))
+                cases.append(read_hip(read, hip, kept, f"{_SAME_DEVICE}, pose {number + 1}"))
                 takes = range(_REPEAT_TAKE, _REPEAT_TAKE + POSES) if number == 0 else ()
-                cases += [read_hip(read, hip, draw_conditions(seed, hip.figures, take), "same pose") for take in takes]
+                cases += [read_hip(read, hip, draw_conditions(seed, hip.figures, take), _SAME_POSE) for take in takes]
     return cases, repeatability(cases)
 
 
@@ -199,15 +206,18 @@ def _posed(subject: Subject, seed: int) -> Iterator[tuple[HipTarget, HipTarget]]
 
 
 def repeatability(cases: Sequence[Case]) -> list[Repeatability]:
-    """Precision of every quantity that somebody has at least twice, both over poses and in the same pose."""
-    posed = _by_hip([case for case in cases if case.rung != "same pose"])
-    still = _by_hip([case for case in cases if case.rung == "same pose"])
+    """Precision of every quantity that somebody has at least twice in each way of repeating."""
+    ways: dict[str, list[Case]] = {_SAME_DEVICE: [], _SAME_POSE: [], "": []}
+    for case in cases:
+        ways[next(way for way in ways if case.rung.startswith(way))].append(case)
+    device, still, posed = (_by_hip(own) for own in ways.values())
     result = []
     for name in quantities(cases):
-        over, same = _values(posed, name), _values(still, name)
-        if any(len(one) > 1 for one in over) and any(len(one) > 1 for one in same):
+        series = [_values(hips, name) for hips in (device, posed, still)]
+        if all(any(len(one) > 1 for one in own) for own in series):
             truth = [np.array([case.true[name] for case in own if name in case.true]) for own in posed.values()]
-            result.append(Repeatability(name, precision(over), precision(truth), precision(same)))
+            same_device, over_poses, same_pose = (precision(own) for own in series)
+            result.append(Repeatability(name, same_device, over_poses, precision(truth), same_pose))
     return result
 
 
