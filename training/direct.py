@@ -29,7 +29,11 @@ class DirectNet(nn.Module):
         self.encoder = Encoder(inputs, widths)
         features, answers = 2 * widths[-1], 2 * len(REGIONS) * len(CANONICAL)
         self.mix = nn.Sequential(
-            nn.LayerNorm(features), nn.Linear(features, _HIDDEN), nn.ReLU(), nn.Linear(_HIDDEN, answers)
+            # Each feature by itself: one that grows large must not drown the others, as it would in a LayerNorm.
+            nn.BatchNorm1d(features),
+            nn.Linear(features, _HIDDEN),
+            nn.ReLU(),
+            nn.Linear(_HIDDEN, answers),
         )
         self.register_buffer("centre", torch.zeros(len(REGIONS), len(CANONICAL)))
 
