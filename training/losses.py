@@ -16,8 +16,6 @@ DENSITIES = (0, 2)
 METAL_WEIGHT = 10.0
 REGIONS = ((Label.NECK, Label.TROCHANTER, Label.INTERTROCHANTER), (Label.NECK,))
 """Regions whose mass and volume must be right: total hip and femoral neck."""
-
-
 LEAST_PX = 50
 """A sliver of a bone says nothing of its sum."""
 _FLAT = 1e-3
@@ -144,13 +142,10 @@ def gradient_correlation_loss(prediction: Tensor, target: Tensor, weight: Tensor
         weight: (b, h, w), 0 or 1.
     """
     inside = -F.max_pool2d(-weight[:, None], 3, 1)  # a derivative that reaches out of the weight is none
-    made, true = (
-        _centred(_sobel(maps), inside[:, :, None]) for maps in (prediction, target)
-    )  # (b, c, 2, h - 2, w - 2)
+    made, true = (_centred(_sobel(maps), inside[:, :, None]) for maps in (prediction, target))
     power = true.square().sum((3, 4))
-    scale = (
-        (made.square().sum((3, 4)) + 1e-3 * _FLAT) * power.clamp_min(_FLAT)
-    ).sqrt()  # a flat prediction: no infinite slope
+    # The added share keeps the slope finite where a prediction is flat.
+    scale = ((made.square().sum((3, 4)) + 1e-3 * _FLAT) * power.clamp_min(_FLAT)).sqrt()
     return masked_mean(1 - (made * true).sum((3, 4)) / scale, (power > _FLAT).to(power.dtype))
 
 
