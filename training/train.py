@@ -122,12 +122,12 @@ def _train(
     def overview_examples(_: Stage) -> Dataset[dict[str, Any]]:
         return OverviewExamples(pairs, split.training, run.seed)
 
-    fit = partial(_fit, fabric, folder=folder, seed=run.seed, workers=workers, save_every=save_every)
-    fit(Task("decomposer", decomposer, _hip_loss, hip_examples, draws_maps=True), run.decomposer)
-    fit(Task("locator", locator, _overview_loss, overview_examples), run.locator)
+    learn = partial(fit, fabric, folder=folder, seed=run.seed, workers=workers, save_every=save_every)
+    learn(Task("decomposer", decomposer, _hip_loss, hip_examples, draws_maps=True), run.decomposer)
+    learn(Task("locator", locator, _overview_loss, overview_examples), run.locator)
     if run.direct:
         direct.centre.copy_(_usual_figures(pairs, hips))
-        fit(Task("direct", direct, _direct_loss, hip_examples), run.decomposer)
+        learn(Task("direct", direct, _direct_loss, hip_examples), run.decomposer)
 
 
 def _usual_figures(pairs: Pairs, hips: NDArray[np.int64]) -> Tensor:
@@ -226,7 +226,7 @@ def _direct_loss(answer: Tensor, batch: dict[str, Tensor], _: Stage) -> Terms:
     return canonical_loss(answer, batch["canonical"], batch["canonical_weight"])
 
 
-def _fit(
+def fit(
     fabric: Fabric,
     task: Task,
     configuration: NetworkConfiguration,

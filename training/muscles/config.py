@@ -52,8 +52,7 @@ def load_muscles_run(path: Path) -> MusclesRun:
         (run.subjects.training > 0 and run.subjects.test > 2, "subjects", "training at least 1, test at least 3"),
         (0 <= run.infiltration.share <= 1, "infiltration.share", "from 0 to 1"),
         (0 <= run.infiltration.most < 1, "infiltration.most", "from 0 to below 1"),
-        (len(run.network.stages) == 1, "network.stages", "one stage"),
-        (run.network.stages[0].steps > 0 and run.network.batch > 0, "network: steps and batch", "at least 1"),
+        (len(run.network.stages) > 0 and run.network.batch > 0, "network.stages and network.batch", "at least 1"),
     ):
         if not is_right:
             raise ConfigurationError(f"{path}: {place}: expected {expected}")
