@@ -19,6 +19,7 @@ from dicomnode.inference import frame
 from dicomnode.inference.bundle import Bundle, load_bundle
 from dicomnode.inference.network import HipNet
 from dicomnode.inference.predictor import HipCandidate, Predictor
+from dicomnode.inference.technique import technique
 from dicomnode.pipeline import measure
 
 REPEATS = 10
@@ -29,8 +30,9 @@ ENGINE_ROUNDS = 9
 ENGINE_THREADS = (1, 2)
 
 Answer = tuple[NDArray[np.float32], ...]
-Run = Callable[[NDArray[np.float32]], Answer]
-"""From (c, h, w) to what `HipNet` answers, without the axis of the batch."""
+Run = Callable[..., Answer]
+"""From the picture (c, h, w) and, where the network takes them, the technique factors to what `HipNet` answers, without the axis
+of the batch."""
 
 
 @dataclass(frozen=True)
@@ -40,8 +42,8 @@ class Engine:
     name: str
     needs: tuple[str, ...]
     """Python packages."""
-    prepare: Callable[[HipNet, tuple[int, ...], int], Run]
-    """Convert a network for inputs of (b, c, h, w) and a number of threads, outside the timed part."""
+    prepare: Callable[[HipNet, tuple[torch.Tensor, ...], int], Run]
+    """Convert a network for inputs like these and a number of threads, outside the timed part."""
 
 
 @dataclass(frozen=True)
@@ -100,7 +102,9 @@ def time_networks(file: Path, model: Path) -> NetworkTimes:
         found=bool(found),
         read_s=_median_s(lambda: read_radiograph(file, limits)),
         locate_s=_median_s(lambda: predictor.locate(image, spacing_mm)),
-        decompose_s=_median_s(lambda: [predictor.decompose(image, spacing_mm, hip) for hip in hips]),
+        decompose_s=_median_s(
+            lambda: [predictor.decompose(image, spacing_mm, hip, radiograph.kilovolt) for hip in hips]
+        ),
         measure_s=_median_s(lambda: measure(radiograph, predictor, lambda *_: None)),
     )
 
@@ -128,6 +132,7 @@ def compare_engines(
         (bundle.decomposer.shape.inputs, frame.ROWS, frame.COLUMNS),
     )
     overview, crop = (noise.random(shape, np.float32) for shape in shapes)
+    factors = technique(radiograph.kilovolt)
     times = []
     for threads in ENGINE_THREADS if present else ():
         predictors = [Predictor(bundle, "cpu", threads)]
@@ -136,7 +141,7 @@ def compare_engines(
             predictors.append(_OtherEngine(bundle, engine, threads))
         steps: tuple[Callable[[Predictor], object], ...] = (
             lambda predictor: predictor._run(bundle.locator, overview),
-            lambda predictor: predictor._run(bundle.decomposer, crop),
+            lambda predictor: predictor._run(bundle.decomposer, crop, factors),
             lambda predictor: measure(radiograph, predictor, lambda *_: None),
         )
         taken = np.empty((ENGINE_ROUNDS + 1, len(steps), len(predictors), 2))
@@ -148,9 +153,9 @@ def compare_engines(
                     step(predictors[column])
                     taken[number, row, column] = time.perf_counter() - wall, time.process_time() - cpu
         ratios = np.median(taken[1:, :, :1] / taken[1:], axis=0)  # the first round pays for what is made once
-        expected = predictors[0]._run(bundle.decomposer, crop)
+        expected = predictors[0]._run(bundle.decomposer, crop, factors)
         for column, engine in enumerate(present, 1):
-            answer = predictors[column]._run(bundle.decomposer, crop)
+            answer = predictors[column]._run(bundle.decomposer, crop, factors)
             difference = max(float(np.abs(a - b).max()) for a, b in zip(answer, expected, strict=True) if a.size)
             locator, decomposer, whole = ((float(wall), float(cpu)) for wall, cpu in ratios[:, column])
             times.append(EngineTimes(engine.name, threads, locator, decomposer, whole, difference))
@@ -163,38 +168,47 @@ class _OtherEngine(Predictor):
 
     def __init__(self, bundle: Bundle, engine: Engine, threads: int) -> None:
         super().__init__(bundle, "cpu", threads)
-        size, inputs = frame.LOCATOR_SIZE, bundle.decomposer.shape.inputs
+        size = frame.LOCATOR_SIZE
         self._runs = {
-            bundle.locator: engine.prepare(bundle.locator, (1, bundle.locator.shape.inputs, size, size), threads),
-            bundle.decomposer: engine.prepare(bundle.decomposer, (1, inputs, frame.ROWS, frame.COLUMNS), threads),
+            bundle.locator: engine.prepare(bundle.locator, _inputs(bundle.locator, size, size), threads),
+            bundle.decomposer: engine.prepare(
+                bundle.decomposer, _inputs(bundle.decomposer, frame.ROWS, frame.COLUMNS), threads
+            ),
         }
 
-    def _run(self, network: HipNet, channels: NDArray[np.float32]) -> Answer:
-        return self._runs[network](channels)
+    def _run(self, network: HipNet, channels: NDArray[np.float32], told: NDArray[np.float32] | None = None) -> Answer:
+        given = (channels, told)[: len(_inputs(network, 1, 1))]
+        return self._runs[network](*(one[None] for one in given if one is not None))
 
 
-def _onnxruntime(network: HipNet, shape: tuple[int, ...], threads: int) -> Run:
+def _inputs(network: HipNet, rows: int, columns: int) -> tuple[torch.Tensor, ...]:
+    """What a network takes: the picture and, if it is told any, the technique factors."""
+    picture = torch.zeros(1, network.shape.inputs, rows, columns)
+    return (picture, torch.zeros(1, network.shape.factors)) if network.shape.factors else (picture,)
+
+
+def _onnxruntime(network: HipNet, inputs: tuple[torch.Tensor, ...], threads: int) -> Run:
     import onnxruntime
 
-    program = torch.onnx.export(network, (torch.zeros(shape),), dynamo=True, verbose=False)
+    program = torch.onnx.export(network, inputs, dynamo=True, verbose=False)
     assert program is not None, "torch.onnx.export gives a program where no file is named"
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     session = onnxruntime.InferenceSession(
         program.model_proto.SerializeToString(), options, providers=["CPUExecutionProvider"]
     )
-    name = session.get_inputs()[0].name
-    return lambda channels: tuple(part[0] for part in session.run(None, {name: channels[None]}))
+    names = [one.name for one in session.get_inputs()]
+    return lambda *given: tuple(part[0] for part in session.run(None, dict(zip(names, given, strict=True))))
 
 
-def _openvino(network: HipNet, shape: tuple[int, ...], threads: int) -> Run:
+def _openvino(network: HipNet, inputs: tuple[torch.Tensor, ...], threads: int) -> Run:
     import openvino
 
     with torch.no_grad():
-        converted = openvino.convert_model(network, example_input=torch.zeros(shape), input=list(shape))
+        converted = openvino.convert_model(network, example_input=inputs, input=[list(one.shape) for one in inputs])
     settings = {"INFERENCE_NUM_THREADS": threads, "INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}
     request = openvino.Core().compile_model(converted, "CPU", settings).create_infer_request()
-    return lambda channels: tuple(part[0].copy() for part in request.infer([channels[None]]).values())
+    return lambda *given: tuple(part[0].copy() for part in request.infer(list(given)).values())
 
 
 ENGINES = (

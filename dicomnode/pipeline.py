@@ -92,7 +92,7 @@ def _measure_hip(
 ) -> HipMeasurement:
     try:
         _check_laterality(radiograph, candidate)
-        decomposition = predictor.decompose(radiograph.image, plane.spacing_mm, candidate)
+        decomposition = predictor.decompose(radiograph.image, plane.spacing_mm, candidate, radiograph.kilovolt)
         check_hip(decomposition, predictor.bundle.limits)
     except NotMeasurable as error:
         return HipMeasurement(candidate.side, Status.NOT_MEASURABLE, error.reason, error.detail)

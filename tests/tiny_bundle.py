@@ -12,6 +12,7 @@ from dicomnode.inference import intensity
 from dicomnode.inference.bundle import FORMAT, frame_document
 from dicomnode.inference.channels import CHANNELS, LOCATOR_CHANNELS, VERDICTS
 from dicomnode.inference.network import HipNet, NetworkShape
+from dicomnode.inference.technique import FACTORS
 
 
 def write_tiny_bundle(folder: Path) -> Path:
@@ -20,7 +21,7 @@ def write_tiny_bundle(folder: Path) -> Path:
     torch.manual_seed(0)
     shapes = {
         "locator": NetworkShape(2, len(LOCATOR_CHANNELS), (4, 6, 8)),
-        "decomposer": NetworkShape(2, len(CHANNELS), (4, 6, 8), len(VERDICTS), canonical=True),
+        "decomposer": NetworkShape(2, len(CHANNELS), (4, 6, 8), len(VERDICTS), canonical=True, factors=len(FACTORS)),
     }
     tensors: dict[str, torch.Tensor] = {}
     for name, shape in shapes.items():

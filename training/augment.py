@@ -18,7 +18,8 @@ from dicomnode.domain.measurement import Region
 from dicomnode.inference import frame
 from dicomnode.inference.channels import CANONICAL, LABELS_OF_REGION, REGIONS
 from dicomnode.inference.intensity import standardise
-from training.projection.radiograph import Metal, random_exposure, random_processing, reprocess, simulate
+from dicomnode.inference.technique import technique
+from training.projection.radiograph import Exposure, Metal, random_exposure, random_processing, reprocess, simulate
 from training.targets import MARGIN_PX, scale_mineral
 
 METAL_G_CM2 = 0.5
@@ -49,6 +50,8 @@ class HipExample:
 
     network_input: NDArray[np.float32]
     """(2, rows, columns), see `inference.intensity.standardise`."""
+    technique: NDArray[np.float32]
+    """(factors,), see `inference.technique`."""
     maps: NDArray[np.float32]
     """(4, rows, columns): femur density g/cm2, femur path cm, pelvis density g/cm2, soft g/cm2; NaN where it is not known."""
     labels: NDArray[np.int64]
@@ -74,6 +77,7 @@ def hip_example(
     canonical: NDArray[np.float32],
     rng: np.random.Generator,
     mineral_scaled: float = 0.0,
+    voltage_told: float = 0.0,
 ) -> HipExample:
     """Draw a training example from one hip's stored maps.
 
@@ -84,6 +88,7 @@ def hip_example(
         anteroposterior: False for a view that must be refused (frog-leg).
         canonical: (regions, quantities) as `targets.canonical_logarithms` gives them.
         mineral_scaled: how often all mineral is multiplied by a factor of `MINERAL_FACTOR`.
+        voltage_told: how often the tube voltage is told.
     """
     if mineral_scaled > 0 and rng.random() < mineral_scaled:
         factor = float(np.exp(rng.uniform(*np.log(MINERAL_FACTOR))))
@@ -91,7 +96,7 @@ def hip_example(
         canonical = canonical + (np.log(factor) * ~_IS_AREA).astype(np.float32)
     planes = np.concatenate([materials, targets]).astype(np.float32)
     planes, moved_labels, grown, negative = _moved(planes, labels, canonical, rng)
-    return finish_hip_example(planes, moved_labels, anteroposterior and not negative, grown, rng)
+    return finish_hip_example(planes, moved_labels, anteroposterior and not negative, grown, rng, voltage_told)
 
 
 def real_hip_example(
@@ -102,6 +107,7 @@ def real_hip_example(
     labels: NDArray[np.uint8],
     canonical: NDArray[np.float32],
     rng: np.random.Generator,
+    kilovolt: float | None = None,
 ) -> HipExample:
     """Draw a training example from a real AP hip's radiograph and what its CT says of it.
 
@@ -114,6 +120,7 @@ def real_hip_example(
         targets: (3, ...) femur density, femur path, pelvis density; NaN where the CT says nothing.
         labels: (...) region labels.
         canonical: (regions, quantities) as `targets.canonical_logarithms` gives them.
+        kilovolt: the tube voltage to tell; None: none.
     """
     # Beyond what is stored lies no radiograph: the outermost pixels, which are repeated there, say so.
     seen = np.pad(np.stack([inside, field])[:, 1:-1, 1:-1], ((0, 0), (1, 1), (1, 1))).astype(np.float32)
@@ -133,6 +140,7 @@ def real_hip_example(
         moved_labels,
         not negative,
         grown,
+        kilovolt,
     )
 
 
@@ -154,15 +162,18 @@ def finish_hip_example(
     anteroposterior: bool,
     canonical: NDArray[np.float32],
     rng: np.random.Generator,
+    voltage_told: float = 0.0,
 ) -> HipExample:
     """Simulate the radiograph of maps that are already in the frame, and cut its field at random."""
     planes = _blur(planes, rng)
     materials, targets = planes[:4], planes[4:]
-    image = random_radiograph(materials, frame.SPACING_MM, rng)
+    image, exposure = random_radiograph(materials, frame.SPACING_MM, rng)
     image, inside, field = _cut_field(image, rng)
     maps = np.concatenate([targets, materials[:1] + materials[1:2]])
     metal = (materials[3] > METAL_G_CM2).astype(np.float32)
-    return _example(image, inside, field, maps, metal, labels, anteroposterior, canonical)
+    told = voltage_told > 0 and rng.random() < voltage_told
+    kilovolt = exposure.kilovolt if told else None
+    return _example(image, inside, field, maps, metal, labels, anteroposterior, canonical, kilovolt)
 
 
 def _example(
@@ -174,6 +185,7 @@ def _example(
     labels: NDArray[np.uint8],
     anteroposterior: bool,
     canonical: NDArray[np.float32],
+    kilovolt: float | None,
 ) -> HipExample:
     """What of a picture in the frame can be learned; `metal` is NaN where it is not known."""
     seen_cm2 = float(((metal > 0) & field).sum()) * (frame.SPACING_MM / 10) ** 2
@@ -182,6 +194,7 @@ def _example(
     weight *= np.isfinite(canonical).all(1)
     return HipExample(
         network_input=standardise(image, inside),
+        technique=technique(kilovolt),
         maps=maps.astype(np.float32),
         labels=labels.astype(np.int64),
         metal=metal,
@@ -208,10 +221,11 @@ def _blur(planes: NDArray[np.float32], rng: np.random.Generator) -> NDArray[np.f
 
 def random_radiograph(
     materials: NDArray[np.float32], spacing_mm: float, rng: np.random.Generator
-) -> NDArray[np.float32]:
-    """Take and process a radiograph of material maps under conditions drawn at random."""
+) -> tuple[NDArray[np.float32], Exposure]:
+    """Take and process a radiograph of material maps under conditions drawn at random; its exposure comes with it."""
     metal = list(Metal)[rng.integers(len(Metal))]
-    return simulate(materials, spacing_mm, random_exposure(rng), random_processing(rng), rng, metal)
+    exposure = random_exposure(rng)
+    return simulate(materials, spacing_mm, exposure, random_processing(rng), rng, metal), exposure
 
 
 def _geometry(rng: np.random.Generator) -> NDArray[np.float64]:
@@ -322,7 +336,7 @@ def overview_example(
         heads_px: "R" and / or "L" to (column, row) of the head, pixel centres at integers + 0.5; absent if not in the field.
     """
     size = frame.LOCATOR_SIZE
-    image = random_radiograph(materials, frame.LOCATOR_SPACING_MM, rng)
+    image, _ = random_radiograph(materials, frame.LOCATOR_SPACING_MM, rng)
     mirror = rng.random() < 0.5
     turn = np.radians(rng.uniform(-12, 12))
     scale = rng.uniform(0.85, 1.2)

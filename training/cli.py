@@ -34,7 +34,7 @@ from training.hospital.table import read_table
 from training.ladders.command import ladders_command
 from training.methods import load_direct
 from training.muscles.cli import app as muscles
-from training.pairs import Pairs, load_pairs, make_pairs
+from training.pairs import Pairs, load_atlas, load_pairs, make_pairs
 from training.projection.radiograph import Exposure
 from training.real import load_real
 from training.segmentation.cli import app as segmentation
@@ -50,10 +50,17 @@ app.command(name="ladders")(ladders_command)
 app.add_typer(muscles, name="muscles")
 app.add_typer(segmentation, name="segmentation")
 console = Console()
+log = logging.getLogger(__name__)
 
 Config = Annotated[Path, typer.Option("--config", "-c", help="The run's TOML file.")]
 Folder = Annotated[Path, typer.Option("--folder", "-f", help="Where pairs, checkpoints and evaluation lie.")]
 Workers = Annotated[int, typer.Option("--workers", "-w", help="Processes that make or load examples.")]
+Anatomy = Annotated[
+    Path | None,
+    typer.Option(
+        "--anatomy", help="Folder of reference anatomy, see docs/data.md; without it phantoms alone are learned from."
+    ),
+]
 Whole = Annotated[int, typer.Option("--whole", help="How many test phantoms are measured on whole radiographs too.")]
 _WHOLE = 60
 _CONFIG = Path("conf/training/hip.toml")
@@ -61,9 +68,11 @@ _FOLDER = Path("runs/hip")
 
 
 @app.command(name="pairs")
-def pairs_command(config: Config = _CONFIG, folder: Folder = _FOLDER, workers: Workers = 2) -> None:
+def pairs_command(
+    config: Config = _CONFIG, folder: Folder = _FOLDER, workers: Workers = 2, anatomy: Anatomy = None
+) -> None:
     """Make the pairs of radiograph materials and targets; goes on where it was interrupted."""
-    _pairs(load_run(config), folder, workers)
+    _pairs(load_run(config), folder, workers, anatomy)
 
 
 @app.command(name="train")
@@ -197,17 +206,25 @@ def build(
     output: Annotated[Path, typer.Option(help="The bundle's folder.")] = SHIPPED,
     workers: Workers = 2,
     whole: Whole = _WHOLE,
+    anatomy: Anatomy = None,
 ) -> None:
     """All of it: pairs, training, export with evaluation."""
     run = load_run(config)
-    _pairs(run, folder, workers)
+    _pairs(run, folder, workers, anatomy)
     _train(run, folder, max(1, workers - 1))
     _export(run, folder, output, whole)
 
 
-def _pairs(run: RunConfiguration, folder: Path, workers: int) -> None:
+def _pairs(run: RunConfiguration, folder: Path, workers: int, anatomy: Path | None) -> None:
     with tqdm(total=run.pairs.count, desc="pairs", unit="phantom") as progress:
         make_pairs(run.pairs, folder / "pairs", progress.update, workers=workers)
+    if run.atlas is None:
+        return
+    if anatomy is None:
+        log.warning("no --anatomy: phantoms stand in for the %d persons with bones of an atlas", run.atlas.count)
+        return
+    with tqdm(total=run.atlas.count, desc="atlas", unit="person") as progress:
+        make_pairs(run.atlas, folder / "atlas", progress.update, workers=workers, anatomy=anatomy)
 
 
 def _load(run: RunConfiguration, folder: Path) -> Pairs:
@@ -220,13 +237,13 @@ def _load(run: RunConfiguration, folder: Path) -> Pairs:
 
 
 def _train(run: RunConfiguration, folder: Path, workers: int) -> None:
-    train(run, _load(run, folder), split_subjects(run.pairs.count, run.split), folder, workers=workers)
+    split = split_subjects(run.pairs.count, run.split)
+    train(run, _load(run, folder), split, folder, atlas=load_atlas(folder, run.atlas), workers=workers)
 
 
 def _export(run: RunConfiguration, folder: Path, output: Path, whole: int) -> None:
-    summary = export(
-        run, _load(run, folder), split_subjects(run.pairs.count, run.split), folder, output, whole_count=whole
-    )
+    split, atlas = split_subjects(run.pairs.count, run.split), load_atlas(folder, run.atlas)
+    summary = export(run, _load(run, folder), split, folder, output, whole_count=whole, atlas=atlas)
     _print(summary, output / "evaluation")
 
 

@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args
 from dicomnode.errors import ConfigurationError
 
 PRECISIONS = ("auto", "32-true", "bf16-mixed")
-_HIPS_ONLY = ("mineral_scaled", "gradient_correlation", "pelvis_mass", "adversarial")
+_HIPS_ONLY = ("mineral_scaled", "voltage_told", "atlas", "gradient_correlation", "pelvis_mass", "adversarial")
 """What a stage of the locator, which sees no single hip, cannot have."""
 _WIDTH_STEP = 8
 _LEAST_WIDTH = 16
@@ -45,6 +45,10 @@ class Stage:
     mineral_scaled: float = 0.0
     """Share of the hips whose mineral is multiplied by a factor of its own, see `augment.MINERAL_FACTOR`: thickness and texture
     then say less, and density must be read from contrast."""
+    voltage_told: float = 0.0
+    """Share of the hips whose tube voltage is told, as a header may."""
+    atlas: float = 0.0
+    """Share of the hips whose bones come from reference anatomy, see `AtlasConfiguration`."""
     gradient_correlation: float = 0.0
     """Weight of `losses.gradient_correlation_loss` of the density maps; 0: absent."""
     pelvis_mass: float = 0.0
@@ -93,6 +97,17 @@ class HospitalConfiguration:
 
 
 @dataclass(frozen=True)
+class AtlasConfiguration:
+    """Persons with bones of reference anatomy, who are all learned from. They are made where the folder of that anatomy is given,
+    see `training.pairs`; without it the run does without them."""
+
+    count: int
+    """Persons; each gives two hips."""
+    seed: int
+    """Another than that of the pairs: their pose, mineral and body are drawn as those of the phantoms."""
+
+
+@dataclass(frozen=True)
 class RunConfiguration:
     """Everything that decides what a run produces."""
 
@@ -107,6 +122,7 @@ class RunConfiguration:
     """Whether the conventional method is trained too, for comparison, with the decomposer's widths and stages; it draws no maps,
     so that losses of maps are not for it."""
     engine: EngineConfiguration = EngineConfiguration()
+    atlas: AtlasConfiguration | None = None
     hospital: HospitalConfiguration | None = None
     start: str | None = None
     """Folder of a bundle whose weights both networks start from; None: from random ones."""

@@ -24,9 +24,9 @@ class DirectNet(nn.Module):
 
     centre: Tensor
 
-    def __init__(self, inputs: int, widths: tuple[int, ...]) -> None:
+    def __init__(self, inputs: int, widths: tuple[int, ...], factors: int) -> None:
         super().__init__()
-        self.encoder = Encoder(inputs, widths)
+        self.encoder = Encoder(inputs, widths, factors)
         features, answers = 2 * widths[-1], 2 * len(REGIONS) * len(CANONICAL)
         self.mix = nn.Sequential(
             # Each feature by itself: one that grows large must not drown the others, as it would in a LayerNorm.
@@ -37,24 +37,32 @@ class DirectNet(nn.Module):
         )
         self.register_buffer("centre", torch.zeros(len(REGIONS), len(CANONICAL)))
 
-    def forward(self, image: Tensor) -> Tensor:
+    def forward(self, image: Tensor, technique: Tensor | None = None) -> Tensor:
         """Read the figures.
 
         Args:
             image: (b, inputs, h, w).
+            technique: (b, factors), see `inference.technique`.
 
         Returns:
             (b, 2, regions, quantities): logarithms of the figures, and of their spreads.
         """
-        coarse, _ = self.encoder(image)
+        coarse, _ = self.encoder(image, technique)
         answer = self.mix(pooled(coarse).float())
         difference, spread = answer.reshape(-1, 2, len(REGIONS), len(CANONICAL)).unbind(1)
         return torch.stack([self.centre + difference, spread.clamp(*SPREAD_RANGE)], 1)
 
 
-def direct_figures(network: DirectNet, network_input: NDArray[np.float32]) -> Mapping[Region, dict[str, float]]:
-    """Figures by region and quantity from one crop, (2, rows, columns) as `inference.intensity.standardise` gives it."""
+def direct_figures(
+    network: DirectNet, network_input: NDArray[np.float32], told: NDArray[np.float32]
+) -> Mapping[Region, dict[str, float]]:
+    """Figures by region and quantity from one crop.
+
+    Args:
+        network_input: (2, rows, columns) as `inference.intensity.standardise` gives it.
+        told: (factors,) as `inference.technique.technique` gives them.
+    """
     with torch.inference_mode():
-        answer = network(torch.from_numpy(network_input)[None])[0].numpy()
+        answer = network(torch.from_numpy(network_input)[None], torch.from_numpy(told)[None])[0].numpy()
     table = canonical_figures(answer)
     return {region: {name: figure.value for name, figure in figures.items()} for region, figures in table.items()}

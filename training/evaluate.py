@@ -25,6 +25,7 @@ from dicomnode.inference.bundle import Intervals
 from dicomnode.inference.intensity import standardise
 from dicomnode.inference.plausibility import canonical_share, check_hip, check_region, explained, shaft_angle_deg
 from dicomnode.inference.predictor import Decomposition, Predictor
+from dicomnode.inference.technique import technique
 from training.augment import METAL_G_CM2, random_radiograph
 from training.direct import DirectNet, direct_figures
 from training.methods import MethodComparison, compare_methods, draw_methods
@@ -93,21 +94,21 @@ def evaluate(
     readings: list[HipReading] = []
     for number in tqdm(pairs.hips_of(subjects), desc="evaluate", unit="hip"):
         hip = pairs.hip(int(number))
-        crop = crop_once(hip, np.random.default_rng((seed, 3, int(number))))
+        crop, kilovolt = crop_once(hip, np.random.default_rng((seed, 3, int(number))))
         inside = np.ones(crop.shape, bool)
-        decomposition = predictor.decompose_crop(crop, inside, np.eye(3))
-        figures = {} if direct is None else direct_figures(direct, standardise(crop, inside))
+        decomposition = predictor.decompose_crop(crop, inside, np.eye(3), kilovolt)
+        figures = {} if direct is None else direct_figures(direct, standardise(crop, inside), technique(kilovolt))
         kind = _kind(hip)
         readings.append(hip_reading(kind, decomposition))
         cases.extend(region_cases(hip.figures, kind, decomposition, predictor, figures))
     return cases, readings
 
 
-def crop_once(hip: HipPair, rng: np.random.Generator) -> NDArray[np.float32]:
-    """Take one random radiograph of a hip, and cut the measurement frame where the locator would place it."""
-    image = random_radiograph(hip.materials.astype(np.float32), frame.SPACING_MM, rng)
+def crop_once(hip: HipPair, rng: np.random.Generator) -> tuple[NDArray[np.float32], float]:
+    """One random radiograph of a hip, cut to the measurement frame where the locator would place it, and its tube voltage."""
+    image, exposure = random_radiograph(hip.materials.astype(np.float32), frame.SPACING_MM, rng)
     row, column = MARGIN_PX + locator_error_px(rng)
-    return image[row : row + frame.ROWS, column : column + frame.COLUMNS]
+    return image[row : row + frame.ROWS, column : column + frame.COLUMNS], exposure.kilovolt
 
 
 def locator_error_px(rng: np.random.Generator) -> NDArray[np.int64]:

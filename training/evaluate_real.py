@@ -33,7 +33,8 @@ def evaluate_real(
     for place, hip in enumerate(hips):
         row, column = MARGIN_PX + locator_error_px(np.random.default_rng((seed, 5, place)))
         crop = np.s_[row : row + frame.ROWS, column : column + frame.COLUMNS]
-        decomposition = predictor.decompose_crop(hip.image[crop].astype(np.float32), hip.inside[crop], np.eye(3))
+        picture = hip.image[crop].astype(np.float32)
+        decomposition = predictor.decompose_crop(picture, hip.inside[crop], np.eye(3), hip.figures.get("kilovolt"))
         readings.append(hip_reading("native", decomposition))
         figures = {**hip.figures, "index": numbers[hip.figures["patient"]]}
         cases.extend(region_cases(figures, "native", decomposition, predictor, {}))

@@ -19,6 +19,7 @@ from dicomnode.inference.bundle import FORMAT, Intervals, Limits, frame_document
 from dicomnode.inference.channels import CANONICAL as STATED
 from dicomnode.inference.channels import CHANNELS, LOCATOR_CHANNELS, VERDICTS
 from dicomnode.inference.predictor import Predictor
+from dicomnode.inference.technique import FACTORS
 from training.config import RunConfiguration
 from training.evaluate import (
     CANONICAL,
@@ -35,13 +36,19 @@ from training.evaluate import (
 from training.evaluate_real import evaluate_real, has_enough, refit_intervals, summarise_real
 from training.methods import load_direct
 from training.model_card import model_card
-from training.pairs import Pairs
+from training.pairs import ATLAS_SOURCE, Pairs
 from training.real import RealSplit, count_patients, load_real
 from training.split import Split
 from training.statistics import conformal_half_width
 from training.train import decomposer_shape, locator_shape
 from training.whole import measure_whole
 
+PHANTOM_SOURCE = {"name": "parametric phantoms (training/anatomy)", "licence": "Apache-2.0"}
+ATLAS_SOURCES = (
+    {"name": "femur shape model of 26 CTs, GIAS3 example data (GIAS3 contributors)", "licence": "MPL-2.0"},
+    {"name": "pelvis of one subject, GIAS3 example data (GIAS3 contributors)", "licence": "MPL-2.0"},
+)
+"""What `training.pairs.ATLAS_SOURCE` is drawn from. Source: github.com/musculoskeletal/gias3.examples."""
 _OPEN = Limits(
     locator_score=0.0,
     anteroposterior_hip=0.0,
@@ -65,11 +72,19 @@ class NothingLearned(DicomNodeError):
 
 
 def export(
-    run: RunConfiguration, pairs: Pairs, split: Split, weights: Path, folder: Path, *, whole_count: int
+    run: RunConfiguration,
+    pairs: Pairs,
+    split: Split,
+    weights: Path,
+    folder: Path,
+    *,
+    whole_count: int,
+    atlas: Pairs | None = None,
 ) -> Summary:
     """Write the bundle, measure it, and write what was measured into it.
 
     Args:
+        atlas: the persons with bones of reference anatomy that the weights have learned from too.
         weights: folder with `decomposer.pt`, `locator.pt` and, where the run asks for it, `direct.pt` from `train`.
         whole_count: how many of the test phantoms are measured on whole radiographs too.
         folder: the bundle's folder; gets `weights.safetensors`, `model.json`, `MODEL_CARD.md` and `evaluation/`.
@@ -78,7 +93,7 @@ def export(
     commit = _commit()  # before anything is written: the bundle itself must not make the tree dirty
     digest = _write_weights(weights, folder / "weights.safetensors")
     real = load_real(run.hospital)
-    document = _document(run, split, real, digest, commit)
+    document = _document(run, split, atlas, real, digest, commit)
     _write(folder, document, _OPEN, Intervals({}, {}), {})
     opened = Predictor(load_bundle(folder))
     open_cases, readings = evaluate(opened, pairs, split.validation, run.seed)
@@ -176,7 +191,9 @@ def _write_weights(weights: Path, path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def _document(run: RunConfiguration, split: Split, real: RealSplit | None, digest: str, commit: str) -> dict[str, Any]:
+def _document(
+    run: RunConfiguration, split: Split, atlas: Pairs | None, real: RealSplit | None, digest: str, commit: str
+) -> dict[str, Any]:
     return {
         "format": FORMAT,
         "name": run.name,
@@ -187,6 +204,7 @@ def _document(run: RunConfiguration, split: Split, real: RealSplit | None, diges
         "intensity_transform": intensity.VERSION,
         "channels": [{"name": name, "unit": unit} for name, unit in CHANNELS],
         "verdicts": list(VERDICTS),
+        "technique": list(FACTORS),
         "canonical": [{"name": name, "unit": unit} for name, unit in STATED],
         "locator_channels": [{"name": name, "unit": unit} for name, unit in LOCATOR_CHANNELS],
         "networks": {
@@ -200,16 +218,23 @@ def _document(run: RunConfiguration, split: Split, real: RealSplit | None, diges
             "torch": torch.__version__,
             "numpy": np.__version__,
             "python": platform.python_version(),
-            "data": _data(real),
+            "data": _data(atlas, real),
+            "atlas": None if atlas is None else str(ATLAS_SOURCE),
+            "sources": [PHANTOM_SOURCE, *([] if atlas is None else ATLAS_SOURCES)],
             **({} if real is None else {"real": _parts(real)}),
         },
     }
 
 
-def _data(real: RealSplit | None) -> str:
-    if real is None:
-        return "parametric phantoms only; no patient data, no atlas"
-    return f"parametric phantoms, and real hips of {count_patients(real.training)} patients"
+def _data(atlas: Pairs | None, real: RealSplit | None) -> str:
+    parts = ["parametric phantoms"]
+    if atlas is not None:
+        parts.append(
+            f"{atlas.count} persons with femora drawn from a statistical shape model and the pelvis of one subject"
+        )
+    if real is not None:
+        parts.append(f"real hips of {count_patients(real.training)} patients")
+    return ", ".join(parts) + ("; no patient data" if real is None else "")
 
 
 def _parts(real: RealSplit) -> dict[str, dict[str, int]]:

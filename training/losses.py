@@ -27,6 +27,7 @@ class HipBatch:
     """A batch of `augment.HipExample`s as tensors."""
 
     network_input: Tensor
+    technique: Tensor
     maps: Tensor
     labels: Tensor
     metal: Tensor

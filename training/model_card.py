@@ -24,7 +24,7 @@ A locator that finds femoral heads on an overview, and a residual U-Net that dec
 
 In the maps bone density is mineral mass over area as projected in the pose of the radiograph. From maps and features the
 network states each region's areal BMD, area and volumetric BMD in the **canonical (DXA) pose**, each with a spread that the
-prediction interval is a multiple of; BMC is areal BMD times area. Nothing is calibrated to any densitometer.
+prediction interval is a multiple of; BMC is areal BMD times area. Nothing is calibrated to any densitometer.{_told(document)}
 
 ## Intended use
 Research and development of the node that it ships with: adult anteroposterior radiographs of hip or pelvis.
@@ -34,6 +34,10 @@ Research and development of the node that it ships with: adult anteroposterior r
 training {split["training"]}, validation {split["validation"]}, test {split["test"]}.
 Tube voltage, filtration, detector, dose, scatter and the vendor's processing are drawn anew for each example.
 {_real_data(provenance)}
+| source of anatomy | licence |
+|---|---|
+{_rows((source["name"], source["licence"]) for source in provenance["sources"])}
+
 ## Figures on held-out phantoms ({figures["data"]})
 {_agreement(figures)}
 
@@ -61,9 +65,18 @@ numpy {provenance["numpy"]}, Python {provenance["python"]}. Weights SHA-256 `{do
 """
 
 
+def _told(document: dict[str, Any]) -> str:
+    if not document["networks"]["decomposer"]["factors"]:
+        return ""
+    return (
+        "\nBeside the picture the network is told the tube voltage where the header states one (KVP, 0018,0060); the figures\n"
+        "below are for radiographs that state it."
+    )
+
+
 def _first_words(provenance: dict[str, Any]) -> str:
     if "real" not in provenance:
-        return "Trained and evaluated on simulated radiographs of phantoms only. No figure below says anything about patients."
+        return "Trained and evaluated on simulated radiographs only. No figure below says anything about patients."
     trained, tested = (provenance["real"][part]["patients"] for part in ("training", "test"))
     return (
         f"Trained on simulated radiographs of phantoms and on real radiographs of {trained} patients of one hospital;"

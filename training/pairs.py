@@ -4,7 +4,7 @@ A folder of pairs holds shards of a fixed number of subjects: `NNNN_<array>.npy`
 `NNNN.jsonl` with one line of figures per hip, written last: a shard with it is complete. Hip h belongs to subject h // 2
 (even: right, odd: left).
 
-`python -m training.pairs --count N --seed S --output DIR --workers W`
+`python -m training.pairs --count N --seed S --output DIR --workers W`, with `--anatomy FOLDER` for bones of reference anatomy.
 """
 
 import argparse
@@ -22,14 +22,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dicomnode.inference.frame import LOCATOR_SIZE
-from training.anatomy.phantom import make_phantom
+from training.anatomy.atlas import Source, atlas_subject
+from training.anatomy.phantom import Phantom, make_phantom
 from training.anatomy.population import draw_subject
-from training.config import PairsConfiguration
+from training.config import AtlasConfiguration, PairsConfiguration
 from training.targets import SHAPE, SubjectTarget, make_targets
 
 SUBJECTS_PER_SHARD = 25
 VERSION = 1
 """Of the phantom and of the storage; folders of different versions are not mixed."""
+ATLAS_SOURCE = Source.SHAPE_MODEL
+"""What is learned from; the other sources of reference anatomy stay unseen, so that they show what new anatomy does."""
 
 _ARRAYS: dict[str, tuple[tuple[int, ...], type]] = {
     "materials": ((2, 4, *SHAPE), np.float16),
@@ -107,22 +110,25 @@ def _mapped(path: Path) -> NDArray[Any]:
 
 
 def make_pairs(
-    configuration: PairsConfiguration,
+    configuration: PairsConfiguration | AtlasConfiguration,
     folder: Path,
     progress: Callable[[int], None] = lambda _: None,
     *,
     workers: int = 1,
+    anatomy: Path | None = None,
 ) -> None:
     """Make the pairs that are not there yet; an interrupted run goes on with the next shard.
 
     Args:
         progress: called with the number of subjects that were just finished (or found).
+        anatomy: folder of reference anatomy, see `training.anatomy.atlas`: the bones are then drawn from its shape model.
 
     Raises:
-        ValueError: the folder holds pairs of another seed or version.
+        ValueError: the folder holds pairs of another seed, version or anatomy.
+        UnusableAtlas: the folder of reference anatomy lacks a file.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    _claim(folder, configuration.seed)
+    _claim(folder, configuration.seed, anatomy)
     missing: list[tuple[int, int]] = []
     for shard in range(-(-configuration.count // SUBJECTS_PER_SHARD)):
         size = min(SUBJECTS_PER_SHARD, configuration.count - shard * SUBJECTS_PER_SHARD)
@@ -132,11 +138,13 @@ def make_pairs(
             missing.append((shard, size))
     if workers <= 1:
         for shard, size in missing:
-            _make_shard(folder, configuration.seed, shard, size)
+            _make_shard(folder, configuration.seed, shard, size, anatomy)
             progress(size)
         return
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        jobs = {pool.submit(_make_shard, folder, configuration.seed, shard, size): size for shard, size in missing}
+        jobs = {
+            pool.submit(_make_shard, folder, configuration.seed, shard, size, anatomy): size for shard, size in missing
+        }
         for job in as_completed(jobs):
             job.result()
             progress(jobs[job])
@@ -161,8 +169,27 @@ def load_pairs(folder: Path) -> Pairs:
     return Pairs(folder, tuple(table))
 
 
-def _claim(folder: Path, seed: int) -> None:
-    path, mine = folder / "pairs.json", {"seed": seed, "version": VERSION, "subjects_per_shard": SUBJECTS_PER_SHARD}
+def load_atlas(folder: Path, configuration: AtlasConfiguration | None) -> Pairs | None:
+    """Open a run's persons with bones of reference anatomy; None where it has none, or they were not made.
+
+    Raises:
+        ValueError: the folder holds fewer than the run asks for.
+    """
+    if configuration is None or not (folder / "atlas" / "pairs.json").exists():
+        return None
+    pairs = load_pairs(folder / "atlas")
+    if pairs.count < configuration.count:
+        raise ValueError(
+            f"{folder / 'atlas'} holds {pairs.count} of {configuration.count} persons; run `python -m training pairs --anatomy`"
+        )
+    return pairs
+
+
+def _claim(folder: Path, seed: int, anatomy: Path | None) -> None:
+    path = folder / "pairs.json"
+    mine: dict[str, Any] = {"seed": seed, "version": VERSION, "subjects_per_shard": SUBJECTS_PER_SHARD}
+    if anatomy is not None:
+        mine["bones"] = str(ATLAS_SOURCE)
     if not path.exists():
         path.write_text(json.dumps(mine), encoding="utf-8")
     found = json.loads(path.read_text(encoding="utf-8"))
@@ -183,7 +210,15 @@ def _subjects_in(folder: Path, shard: int) -> int:
     return len(path.read_text(encoding="utf-8").splitlines()) // 2 if path.exists() else 0
 
 
-def _make_shard(folder: Path, seed: int, shard: int, size: int) -> None:
+def _draw(seed: int, number: int, anatomy: Path | None) -> Phantom:
+    return (
+        make_phantom(draw_subject(seed, number))
+        if anatomy is None
+        else atlas_subject(anatomy, seed, number, ATLAS_SOURCE)
+    )
+
+
+def _make_shard(folder: Path, seed: int, shard: int, size: int, anatomy: Path | None) -> None:
     """Write the arrays under temporary names, then rename them, the table last."""
     arrays = {
         name: np.lib.format.open_memmap(_part(_array_path(folder, shard, name)), "w+", dtype, (size, *shape))
@@ -191,7 +226,7 @@ def _make_shard(folder: Path, seed: int, shard: int, size: int) -> None:
     }
     lines: list[str] = []
     for place in range(size):
-        target = make_targets(make_phantom(draw_subject(seed, shard * SUBJECTS_PER_SHARD + place)))
+        target = make_targets(_draw(seed, shard * SUBJECTS_PER_SHARD + place, anatomy))
         _store(target, arrays, place)
         lines += [json.dumps({**hip.figures, "heads_px": target.overview.heads_px}) for hip in target.hips]
     for name, array in arrays.items():
@@ -223,10 +258,11 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--anatomy", type=Path, help="folder of reference anatomy; its shape model gives the bones")
     arguments = parser.parse_args()
     configuration = PairsConfiguration(count=arguments.count, seed=arguments.seed)
     with tqdm(total=arguments.count, unit="subject") as bar:
-        make_pairs(configuration, arguments.output, bar.update, workers=arguments.workers)
+        make_pairs(configuration, arguments.output, bar.update, workers=arguments.workers, anatomy=arguments.anatomy)
 
 
 if __name__ == "__main__":

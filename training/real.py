@@ -89,4 +89,5 @@ class RealExamples:
             hip.labels,
             canonical_logarithms(hip.figures["canonical"]),
             rng,
+            hip.figures.get("kilovolt"),
         )

@@ -19,6 +19,7 @@ from dicomnode.errors import ConfigurationError
 from dicomnode.inference.bundle import load_bundle
 from dicomnode.inference.channels import CHANNELS, LOCATOR_CHANNELS, MAPS, VERDICTS
 from dicomnode.inference.network import Decomposed, HipNet, NetworkShape, ResidualBlock
+from dicomnode.inference.technique import FACTORS
 from training.adversarial import Adversary
 from training.augment import HipExample, OverviewExample, hip_example, overview_example
 from training.config import NetworkConfiguration, RunConfiguration, Stage
@@ -35,7 +36,7 @@ from training.losses import (
     learned_from,
     pelvis_loss,
 )
-from training.pairs import Pairs
+from training.pairs import HipPair, Pairs
 from training.real import RealExamples, load_real
 from training.record import PICTURE_EVERY_SAVES, Record, draw_hips
 from training.split import Split
@@ -67,7 +68,14 @@ class Task:
 
 def decomposer_shape(configuration: NetworkConfiguration) -> NetworkShape:
     """The decomposer's shape for the bundle's channels."""
-    return NetworkShape(_DECOMPOSER_INPUTS, len(CHANNELS), configuration.widths, len(VERDICTS), canonical=True)
+    return NetworkShape(
+        _DECOMPOSER_INPUTS,
+        len(CHANNELS),
+        configuration.widths,
+        len(VERDICTS),
+        canonical=True,
+        factors=len(FACTORS),
+    )
 
 
 def locator_shape(configuration: NetworkConfiguration) -> NetworkShape:
@@ -77,7 +85,7 @@ def locator_shape(configuration: NetworkConfiguration) -> NetworkShape:
 
 def direct_network(configuration: NetworkConfiguration) -> DirectNet:
     """The conventional method's network, as wide as the decomposer."""
-    return DirectNet(_DECOMPOSER_INPUTS, configuration.widths)
+    return DirectNet(_DECOMPOSER_INPUTS, configuration.widths, len(FACTORS))
 
 
 def train(
@@ -86,6 +94,7 @@ def train(
     split: Split,
     folder: Path,
     *,
+    atlas: Pairs | None = None,
     workers: int = 1,
     save_every: int = SAVE_EVERY_STEPS,
 ) -> None:
@@ -93,17 +102,27 @@ def train(
 
     An interrupted run goes on from its last checkpoint, with the same examples as if it had not been interrupted.
     `folder/events` holds curves and pictures for TensorBoard.
+
+    Args:
+        atlas: persons with bones of reference anatomy; None: the phantoms stand in for them.
     """
     folder.mkdir(parents=True, exist_ok=True)
     # As one function of the fabric alone: among the arguments of `launch`, Fabric refuses frozen dataclasses.
     everything = partial(
-        _train, run=run, pairs=pairs, split=split, folder=folder, workers=workers, save_every=save_every
+        _train, run=run, pairs=pairs, split=split, folder=folder, atlas=atlas, workers=workers, save_every=save_every
     )
     make_fabric(run.engine).launch(everything)
 
 
 def _train(
-    fabric: Fabric, run: RunConfiguration, pairs: Pairs, split: Split, folder: Path, workers: int, save_every: int
+    fabric: Fabric,
+    run: RunConfiguration,
+    pairs: Pairs,
+    split: Split,
+    folder: Path,
+    atlas: Pairs | None,
+    workers: int,
+    save_every: int,
 ) -> None:
     """Train in one of the processes, each of which holds the same weights."""
     torch.manual_seed(run.seed)
@@ -117,7 +136,7 @@ def _train(
     hips, real = pairs.hips_of(split.training), real_examples(run)
 
     def hip_examples(stage: Stage) -> Dataset[dict[str, Any]]:
-        return HipExamples(pairs, hips, run.seed, stage.mineral_scaled, real)
+        return HipExamples(pairs, hips, run.seed, stage, atlas, real)
 
     def overview_examples(_: Stage) -> Dataset[dict[str, Any]]:
         return OverviewExamples(pairs, split.training, run.seed)
@@ -167,21 +186,30 @@ class HipExamples(Dataset[dict[str, Any]]):
         pairs: Pairs,
         hips: NDArray[np.int64],
         seed: int,
-        mineral_scaled: float,
+        stage: Stage,
+        atlas: Pairs | None = None,
         real: RealExamples | None = None,
     ) -> None:
-        self.pairs, self.hips, self.seed, self.mineral_scaled, self.real = pairs, hips, seed, mineral_scaled, real
+        self.pairs, self.hips, self.seed, self.stage, self.atlas, self.real = pairs, hips, seed, stage, atlas, real
         self.with_metal = np.array([hip for hip in hips if pairs.table[hip]["has_metal"]], np.int64)
 
     def __getitem__(self, number: int) -> dict[str, Any]:
         if self.real is not None and (example := self.real.draw(number)) is not None:
             return _fields(example)
         rng = np.random.default_rng((self.seed, 1, number))
-        drawn_from = self.with_metal if len(self.with_metal) and rng.random() < _METAL_SHARE else self.hips
-        hip = self.pairs.hip(int(drawn_from[rng.integers(len(drawn_from))]))
+        hip = self._draw(number, rng)
         arrays = _single(hip.materials), _single(hip.targets), hip.labels
         canonical = canonical_logarithms(hip.figures["canonical"])
-        return _fields(hip_example(*arrays, hip.anteroposterior, canonical, rng, self.mineral_scaled))
+        shares = self.stage.mineral_scaled, self.stage.voltage_told
+        return _fields(hip_example(*arrays, hip.anteroposterior, canonical, rng, *shares))
+
+    def _draw(self, number: int, rng: np.random.Generator) -> HipPair:
+        # By a stream of its own: the phantoms' examples stay what they are without an atlas.
+        apart = np.random.default_rng((self.seed, 6, number))
+        if self.atlas is not None and apart.random() < self.stage.atlas:
+            return self.atlas.hip(int(apart.integers(2 * self.atlas.count)))
+        drawn_from = self.with_metal if len(self.with_metal) and rng.random() < _METAL_SHARE else self.hips
+        return self.pairs.hip(int(drawn_from[rng.integers(len(drawn_from))]))
 
 
 class OverviewExamples(Dataset[dict[str, Any]]):
@@ -284,7 +312,7 @@ def fit_stage(
     network.train()
     with Record(done.parent, done.stem, first, stage.steps, writes=fabric.is_global_zero) as record:
         for step, batch in enumerate(loader, first):
-            answer = network(batch["network_input"])
+            answer = network(*_inputs(batch))
             terms = task.loss(answer, batch, stage)
             if adversary is not None:
                 judged = adversary.terms(answer.channels[:, :4], HipBatch(**batch))
@@ -307,6 +335,11 @@ def fit_stage(
         torch.save(average.module.state_dict(), done)
         checkpoint.unlink(missing_ok=True)
     fabric.barrier()  # only now may the others look for what was written
+
+
+def _inputs(batch: dict[str, Tensor]) -> tuple[Tensor, ...]:
+    """What a network takes: the picture and, where examples have them, the technique factors."""
+    return tuple(batch[name] for name in ("network_input", "technique") if name in batch)
 
 
 def average_fn(configuration: NetworkConfiguration) -> Callable[[Any, Any, Any], None]:
@@ -346,7 +379,7 @@ def _over_processes(fabric: Fabric, terms: Terms) -> dict[str, float]:
 def _averaged_channels(average: nn.Module, batch: dict[str, Tensor]) -> Tensor:
     """What the weights that would be kept now see in a batch."""
     average.eval()
-    answer: Decomposed = average(batch["network_input"])
+    answer: Decomposed = average(*_inputs(batch))
     average.train()
     return answer.channels
 

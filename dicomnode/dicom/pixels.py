@@ -20,6 +20,8 @@ _UNTOLD_MODALITIES = frozenset({"", "OT"})
 _SPACING_RANGE_MM = (0.01, 2.0)
 """Detectors of radiography lie between 0.05 and 0.4 mm; anything outside this range is a slip of unit or an empty default."""
 _DISTANCE_RANGE_MM = (200.0, 5000.0)
+_VOLTAGE_RANGE_KV = (20.0, 160.0)
+"""From mammography to high-kV chests; anything outside is a slip of unit (volts) or of the tag."""
 _MAGNIFICATION_RANGE = (1.0, 3.0)
 """Below 1 the patient would lie behind the detector."""
 
@@ -49,14 +51,24 @@ def read_radiograph(path: Path, limits: Limits = DEFAULT_LIMITS) -> Radiograph:
     stored, decoding_notes = decode(encoded, layout)
     image, grayscale_notes = attenuation(stored, layout, dataset)
     geometry, geometry_notes = _geometry(dataset)
+    voltage_notes: list[str] = []
+    kilovolt = _in_range(dataset, "KVP", _VOLTAGE_RANGE_KV, voltage_notes)
     return Radiograph(
         image=np.ascontiguousarray(image, dtype=np.float32),
         geometry=geometry,
         patient=_patient(dataset),
         sop_instance_uid=text(dataset, "SOPInstanceUID"),
         laterality_stated=_laterality(dataset),
+        kilovolt=kilovolt,
         lossy=lossy_compression(dataset, encoded.transfer_syntax_uid) is True,
-        notes=(*encoded.notes, *decoding_notes, *grayscale_notes, *geometry_notes, *_orientation_notes(dataset)),
+        notes=(
+            *encoded.notes,
+            *decoding_notes,
+            *grayscale_notes,
+            *geometry_notes,
+            *voltage_notes,
+            *_orientation_notes(dataset),
+        ),
     )
 
 

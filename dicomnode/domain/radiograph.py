@@ -77,6 +77,8 @@ class Radiograph:
     sop_instance_uid: str
     laterality_stated: Side | None = None
     """Image Laterality or Laterality, where present. Tags cannot be trusted: used to check, not to decide."""
+    kilovolt: float | None = None
+    """Tube voltage, KVP (0018,0060); None where the header says nothing usable."""
     lossy: bool = False
     notes: tuple[str, ...] = ()
     """Sentences for the report on what had to be assumed in reading, e.g. a pixel spacing that is absent."""

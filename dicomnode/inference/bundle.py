@@ -19,7 +19,7 @@ from dicomnode.errors import BundleError
 from dicomnode.inference import frame, intensity
 from dicomnode.inference.network import HipNet, NetworkShape
 
-FORMAT = 3
+FORMAT = 4
 SHIPPED = Path(__file__).resolve().parent.parent / "models" / "hip"
 """The bundle that comes with the package."""
 

@@ -28,6 +28,8 @@ class NetworkShape:
     """Number of scalar logits that are read from the coarsest level (0: none)."""
     canonical: bool = False
     """Whether figures of the canonical pose are read; `outputs` are then those of `channels.CHANNELS`."""
+    factors: int = 0
+    """Technique factors that are told beside the picture, see `inference.technique`; 0: the picture alone."""
 
 
 class ResidualBlock(nn.Module):
@@ -52,15 +54,20 @@ class GlobalContext(nn.Module):
     """Scales and shifts each channel by what the whole crop says.
 
     How much mineral a grey level means depends on the whole radiograph (thickness, dose, vendor's curve), which the
-    receptive field of a convolution does not see.
+    receptive field of a convolution does not see, and on the technique factors, which no picture shows.
     """
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, factors: int) -> None:
         super().__init__()
         self.mix = nn.Sequential(nn.Linear(2 * width, width), nn.ReLU(), nn.Linear(width, 2 * width))
+        # From zero: a network that was trained without them goes on from what it reads.
+        self.told = nn.Parameter(torch.zeros(factors, 2 * width)) if factors else None
 
-    def forward(self, x: Tensor) -> Tensor:
-        scale, shift = self.mix(pooled(x))[:, :, None, None].chunk(2, 1)
+    def forward(self, x: Tensor, technique: Tensor | None) -> Tensor:
+        mixed = self.mix(pooled(x))
+        if self.told is not None and technique is not None:
+            mixed = mixed + technique @ self.told
+        scale, shift = mixed[:, :, None, None].chunk(2, 1)
         return F.relu(x * (1 + scale) + shift)
 
 
@@ -72,16 +79,16 @@ def pooled(x: Tensor) -> Tensor:
 class Encoder(nn.Module):
     """The descending half of the U-Net. Pixel unshuffle first: every pixel's information at a quarter of the arithmetic."""
 
-    def __init__(self, inputs: int, widths: tuple[int, ...]) -> None:
+    def __init__(self, inputs: int, widths: tuple[int, ...], factors: int = 0) -> None:
         super().__init__()
         self.stem = nn.Conv2d(4 * inputs, widths[0], 3, 1, 1)
         self.level_0 = ResidualBlock(widths[0], widths[0])
         self.levels = nn.ModuleList(
             nn.Sequential(ResidualBlock(a, b, stride=2), ResidualBlock(b, b)) for a, b in pairwise(widths)
         )
-        self.context = GlobalContext(widths[-1])
+        self.context = GlobalContext(widths[-1], factors)
 
-    def forward(self, image: Tensor) -> tuple[Tensor, list[Tensor]]:
+    def forward(self, image: Tensor, technique: Tensor | None = None) -> tuple[Tensor, list[Tensor]]:
         """Return the coarsest level, and the finer ones from fine to coarse."""
         x = F.pixel_unshuffle(image, 2)  # (b, 4 * inputs, h/2, w/2)
         x = self.level_0(self.stem(x))  # (b, widths[0], h/2, w/2)
@@ -89,7 +96,7 @@ class Encoder(nn.Module):
         for level in self.levels:
             skips.append(x)
             x = level(x)  # (b, widths[i], h/2^(i+1), w/2^(i+1))
-        return self.context(x), skips  # (b, widths[-1], coarsest)
+        return self.context(x, technique), skips  # (b, widths[-1], coarsest)
 
 
 class CanonicalHead(nn.Module):
@@ -168,20 +175,21 @@ class HipNet(nn.Module):
         super().__init__()
         self.shape = shape
         widths = shape.widths
-        self.encoder = Encoder(shape.inputs, widths)
+        self.encoder = Encoder(shape.inputs, widths, shape.factors)
         self.reducers = nn.ModuleList(nn.Conv2d(b, a, 1) for a, b in pairwise(widths))
         self.decoders = nn.ModuleList(ResidualBlock(a, a) for a in widths[:-1])
         self.head = nn.Conv2d(widths[0], 4 * shape.outputs, 3, 1, 1)
         self.verdict = nn.Linear(2 * widths[-1], shape.verdicts) if shape.verdicts else None
         self.canonical = CanonicalHead(widths[-1], widths[0]) if shape.canonical else None
 
-    def forward(self, image: Tensor) -> Decomposed:
+    def forward(self, image: Tensor, technique: Tensor | None = None) -> Decomposed:
         """Decompose.
 
         Args:
             image: (b, inputs, h, w); h and w divisible by 2 ** (number of levels).
+            technique: (b, factors), see `inference.technique`; None tells nothing, as zeros do.
         """
-        x, skips = self.encoder(image)
+        x, skips = self.encoder(image, technique)
         coarse = pooled(x)  # (b, 2 * widths[-1])
         for skip, reduce, decode in zip(reversed(skips), reversed(self.reducers), reversed(self.decoders), strict=True):
             x = F.interpolate(reduce(x), scale_factor=2.0, mode="nearest")

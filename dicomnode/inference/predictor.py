@@ -16,6 +16,7 @@ from dicomnode.inference.field import exposed_field
 from dicomnode.inference.frame import Label
 from dicomnode.inference.intensity import standardise
 from dicomnode.inference.network import HipNet
+from dicomnode.inference.technique import technique
 
 _RECENTRE_MM = 3.0
 """A second look is taken where the head lies further than this from where the locator put it."""
@@ -98,11 +99,19 @@ class Predictor:
         return one_head_one_side(likely, spacing_mm)
 
     def decompose(
-        self, image: NDArray[np.float32], spacing_mm: tuple[float, float], candidate: HipCandidate
+        self,
+        image: NDArray[np.float32],
+        spacing_mm: tuple[float, float],
+        candidate: HipCandidate,
+        kilovolt: float | None,
     ) -> Decomposition:
-        """Decompose the hip around a candidate; looks twice where the head lies off its place in the frame."""
+        """Decompose the hip around a candidate; looks twice where the head lies off its place in the frame.
+
+        Args:
+            kilovolt: tube voltage as the header states it; None where it does not.
+        """
         transform = frame.image_from_frame(candidate.head_px, candidate.side, spacing_mm)
-        first = self._decompose(image, transform)
+        first = self._decompose(image, transform, kilovolt)
         head = head_centre(first.labels)
         if (
             head is None
@@ -111,14 +120,21 @@ class Predictor:
         ):
             return first
         moved = transform @ (*head, 1.0)
-        return self._decompose(image, frame.image_from_frame((moved[0], moved[1]), candidate.side, spacing_mm))
+        again = frame.image_from_frame((moved[0], moved[1]), candidate.side, spacing_mm)
+        return self._decompose(image, again, kilovolt)
 
-    def _decompose(self, image: NDArray[np.float32], image_from_frame: NDArray[np.float64]) -> Decomposition:
+    def _decompose(
+        self, image: NDArray[np.float32], image_from_frame: NDArray[np.float64], kilovolt: float | None
+    ) -> Decomposition:
         crop, inside = frame.resample(image, image_from_frame, (frame.ROWS, frame.COLUMNS))
-        return self.decompose_crop(crop, inside, image_from_frame)
+        return self.decompose_crop(crop, inside, image_from_frame, kilovolt)
 
     def decompose_crop(
-        self, crop: NDArray[np.float32], inside: NDArray[np.bool_], image_from_frame: NDArray[np.float64]
+        self,
+        crop: NDArray[np.float32],
+        inside: NDArray[np.bool_],
+        image_from_frame: NDArray[np.float64],
+        kilovolt: float | None,
     ) -> Decomposition:
         """Decompose a crop that is already in the frame.
 
@@ -126,9 +142,10 @@ class Predictor:
             crop: (ROWS, COLUMNS) grey levels, larger = more attenuation.
             inside: True where the crop lies on the radiograph.
             image_from_frame: where the crop came from.
+            kilovolt: tube voltage as the header states it; None where it does not.
         """
         network_input = standardise(crop, inside)
-        channels, verdicts, canonical = self._run(self._decomposer, network_input)
+        channels, verdicts, canonical = self._run(self._decomposer, network_input, technique(kilovolt))
         labels = channels[LABELS].argmax(0).astype(np.uint8)
         field = exposed_field(channels[INDEX["field"]] > 0, inside)
         labels[~field] = Label.BACKGROUND
@@ -147,11 +164,13 @@ class Predictor:
             image_from_frame=image_from_frame,
         )
 
-    def _run(self, network: HipNet, channels: NDArray[np.float32]) -> tuple[NDArray[np.float32], ...]:
+    def _run(
+        self, network: HipNet, channels: NDArray[np.float32], told: NDArray[np.float32] | None = None
+    ) -> tuple[NDArray[np.float32], ...]:
         try:
             with torch.inference_mode():
                 batch = torch.from_numpy(channels)[None].to(self.device, memory_format=torch.channels_last)
-                answer = network(batch)
+                answer = network(batch, None if told is None else torch.from_numpy(told)[None].to(self.device))
             return tuple(part[0].float().cpu().numpy() for part in answer)
         except torch.OutOfMemoryError as error:  # a RuntimeError, as if the image were at fault
             raise MemoryError(f"the {self.device.type} device has not enough free memory") from error

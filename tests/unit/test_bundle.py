@@ -15,6 +15,7 @@ from dicomnode.inference.bundle import load_bundle
 from dicomnode.inference.channels import CANONICAL, CHANNELS, REGIONS
 from dicomnode.inference.network import SPREAD_RANGE, CanonicalHead, HipNet, NetworkShape
 from dicomnode.inference.predictor import HipCandidate, Predictor, on_image, one_head_one_side, peak, peaks, sigmoid
+from dicomnode.inference.technique import FACTORS, TRAINED_KV, technique
 from tests.tiny_bundle import write_tiny_bundle
 
 
@@ -71,6 +72,22 @@ def test_the_network_answers_at_the_input_s_size() -> None:
     answer = network(torch.zeros(3, 2, 64, 48))
     assert answer.channels.shape == (3, 5, 64, 48) and answer.verdicts.shape == (3, 1)
     assert answer.canonical.shape == (3, 0)
+
+
+def test_what_is_told_of_the_technique_changes_the_answer_only_once_it_was_learned() -> None:
+    network = HipNet(NetworkShape(2, 5, (8, 12, 16), factors=len(FACTORS))).eval()
+    picture = torch.rand(1, 2, 64, 48)
+
+    def answer(kilovolt: float | None) -> torch.Tensor:
+        channels: torch.Tensor = network(picture, torch.from_numpy(technique(kilovolt))[None]).channels
+        return channels
+
+    assert torch.equal(answer(70.0), network(picture).channels)
+    assert network.encoder.context.told is not None
+    torch.nn.init.constant_(network.encoder.context.told, 0.5)
+    assert torch.equal(answer(None), network(picture).channels)
+    assert not torch.allclose(answer(70.0), answer(90.0))
+    assert torch.equal(answer(120.0), answer(TRAINED_KV[1]))  # beyond what was trained, the nearest voltage that was
 
 
 def test_no_input_makes_a_canonical_figure_s_spread_boundless() -> None:

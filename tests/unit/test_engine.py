@@ -17,6 +17,7 @@ from torch.utils.data import Dataset
 from dicomnode.errors import ConfigurationError
 from dicomnode.inference.channels import CANONICAL, CHANNELS, REGIONS, VERDICTS
 from dicomnode.inference.network import HipNet, NetworkShape
+from dicomnode.inference.technique import FACTORS
 from training.config import EngineConfiguration, NetworkConfiguration, Stage, load_run
 from training.engine import make_fabric, own_batch, own_numbers
 from training.train import Task, _hip_loss, average_fn, fit_stage, learning_rate_share
@@ -37,6 +38,7 @@ class DrawnHips(Dataset[dict[str, Any]]):
         rng = np.random.default_rng(number)
         return {
             "network_input": rng.standard_normal((2, *SIZE)).astype(np.float32),
+            "technique": rng.standard_normal(len(FACTORS)).astype(np.float32),
             "maps": rng.random((4, *SIZE), np.float32),
             "labels": rng.integers(0, 6, SIZE),
             "metal": np.zeros(SIZE, np.float32),
@@ -50,7 +52,7 @@ class DrawnHips(Dataset[dict[str, Any]]):
 
 def a_task(stops_at: int | None = None) -> Task:
     torch.manual_seed(4)
-    network = HipNet(NetworkShape(2, len(CHANNELS), (16, 24), len(VERDICTS), canonical=True))
+    network = HipNet(NetworkShape(2, len(CHANNELS), (16, 24), len(VERDICTS), canonical=True, factors=len(FACTORS)))
     return Task("hips", network, _hip_loss, lambda _: DrawnHips(stops_at), draws_maps=True)
 
 
@@ -79,7 +81,9 @@ def plain_loop(task: Task, stage: Stage) -> dict[str, Tensor]:
     for step in range(stage.steps):
         rows = [examples[step * 2], examples[step * 2 + 1]]
         batch = torch.utils.data.default_collate(rows)
-        total = torch.stack(list(_hip_loss(network(batch["network_input"]), batch, stage).values())).sum()
+        total = torch.stack(
+            list(_hip_loss(network(batch["network_input"], batch["technique"]), batch, stage).values())
+        ).sum()
         optimizer.zero_grad(set_to_none=True)
         total.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(network.parameters(), 2.0)
@@ -119,7 +123,7 @@ class Line(nn.Module):
         super().__init__()
         self.convolve = nn.Conv2d(2, 4, 3, padding=1)
 
-    def forward(self, image: Tensor) -> Tensor:
+    def forward(self, image: Tensor, _: Tensor) -> Tensor:
         answer: Tensor = self.convolve(image)
         return answer
 

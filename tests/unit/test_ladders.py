@@ -2,7 +2,6 @@
 
 import csv
 import json
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -38,7 +37,7 @@ from training.ladders.exposure import LADDERS, VENDORS, Rung, Steps, climb
 from training.ladders.groups import BMI_KG_M2, anatomy_ladder, group_ladders, read_all
 from training.ladders.ladder import Case, draw_conditions, make_ladder, radiograph_crop
 from training.ladders.persons import mineral_slope, native_subjects, repeatability, scaled, thinned
-from training.ladders.reading import Reading, read_figures, read_file, true_figures
+from training.ladders.reading import Read, Reading, read_figures, read_file, true_figures
 from training.ladders.refusals import (
     MEASURED,
     Outcome,
@@ -93,10 +92,10 @@ def square_hip(index: int, side: str = "R", **figures: Any) -> SquareHip:
     return SquareHip(materials, labels, known | figures)
 
 
-def square_reader(bias: float) -> Callable[[NDArray[np.float32], NDArray[np.bool_]], Reading]:
+def square_reader(bias: float) -> Read:
     """Measure the square by its area, and add a bias."""
 
-    def read(crop: NDArray[np.float32], inside: NDArray[np.bool_]) -> Reading:
+    def read(crop: NDArray[np.float32], inside: NDArray[np.bool_], kilovolt: float | None) -> Reading:
         bright = (crop > (crop.min() + crop.max()) / 2) & inside
         return {QUANTITY: float(np.sqrt(bright.sum())) / 100 + bias}
 
@@ -122,6 +121,19 @@ def test_a_reader_with_a_known_bias_shows_that_bias_on_every_rung_and_no_change(
         assert rung.r_interval[0] > 0.99
         assert (rung.hips, rung.refused) == (6, 0)
         assert rung.change_percent is not None and rung.change_percent[1] < 0.5
+
+
+def test_a_rung_may_state_another_tube_voltage_than_that_of_the_exposure_or_none() -> None:
+    def read(crop: NDArray[np.float32], inside: NDArray[np.bool_], kilovolt: float | None) -> Reading:
+        told.append((float(crop.sum()), kilovolt))
+        return {QUANTITY: 0.8}
+
+    told: list[tuple[float, float | None]] = []
+    rungs = (Rung("true"), Rung("too high", stated_off_kv=15.0), Rung("none", stated_off_kv=None))
+    climb(read, [square_hip(0)], Steps("stated", "Stated", "kV", "true", rungs), seed=1)
+    true_kv = draw_conditions(1, square_hip(0).figures).exposure.kilovolt
+    assert [kilovolt for _, kilovolt in told] == [true_kv, true_kv + 15, None]
+    assert len({crop for crop, _ in told}) == 1  # the radiograph is the same
 
 
 def test_a_rung_changes_what_it_names_and_nothing_else() -> None:
@@ -205,7 +217,7 @@ def phantom() -> Phantom:
 def test_anatomy_is_compared_by_its_source(phantom: Phantom) -> None:
     phantoms = [case("all", i, 0.6 + i / 10, 0.6 + i / 10) for i in range(5)]
 
-    def read(crop: NDArray[np.float32], inside: NDArray[np.bool_]) -> Reading:
+    def read(crop: NDArray[np.float32], inside: NDArray[np.bool_], kilovolt: float | None) -> Reading:
         return {QUANTITY: 0.8}
 
     ladder = anatomy_ladder(read, phantoms, {"atlas": [make_targets(phantom)]}, seed=1)
@@ -315,7 +327,7 @@ def test_a_reader_of_files_meets_every_encoding_and_a_side_not_found_is_refused(
 def test_what_was_spoiled_is_told_apart_and_only_its_refusal_counts() -> None:
     hips = [square_hip(0), square_hip(1, is_frog_leg=True), square_hip(2, has_metal=True, implant="nail")]
 
-    def read(crop: NDArray[np.float32], inside: NDArray[np.bool_]) -> Reading:
+    def read(crop: NDArray[np.float32], inside: NDArray[np.bool_], kilovolt: float | None) -> Reading:
         return {"femoral_neck.areal_bmd_g_cm2": 0.7} if not inside.all() else {QUANTITY: 0.7}
 
     outcomes = [(one.group, one.outcome) for one in spoiled_outcomes(read, hips, seed=1)]
@@ -432,7 +444,7 @@ def test_a_file_is_read_as_the_node_measures_it(tmp_path: Path) -> None:
 
 def test_a_network_that_learned_nothing_gives_a_reason_and_no_figure(predictor: Predictor) -> None:
     crop = np.random.default_rng(0).random((ROWS, COLUMNS), np.float32)
-    assert isinstance(read_figures(predictor, crop, np.ones(crop.shape, bool)), Reason)
+    assert isinstance(read_figures(predictor, crop, np.ones(crop.shape, bool), None), Reason)
 
 
 def test_files_that_are_no_radiographs_end_in_a_reason(predictor: Predictor, tmp_path: Path) -> None:

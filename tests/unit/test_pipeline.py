@@ -1,6 +1,6 @@
 """The straight line of one measurement: figures or a reason, never neither."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -33,11 +33,14 @@ class FakePredictor:
     bundle: FakeBundle = FakeBundle(
         IDENTITY, LIMITS, Intervals({"total_hip": {"areal_bmd_g_cm2": 2.0}}, {"total_hip": 0.05})
     )
+    told: list[float | None] = field(default_factory=list)
+    """Tube voltages that came with the hips."""
 
     def locate(self, image: Any, spacing_mm: Any) -> list[HipCandidate]:
         return [HipCandidate(side, (100.0, 100.0), 0.9) for side in self.found]
 
-    def decompose(self, image: Any, spacing_mm: Any, candidate: HipCandidate) -> Decomposition:
+    def decompose(self, image: Any, spacing_mm: Any, candidate: HipCandidate, kilovolt: float | None) -> Decomposition:
+        self.told.append(kilovolt)
         return self.found[candidate.side]
 
 
@@ -54,6 +57,13 @@ def assess(region: Region, areal_bmd: Estimate, patient: Patient) -> Assessment 
 
 def run(predictor: FakePredictor, **changes: Any) -> Measurement:
     return measure(a_radiograph(**changes), predictor, assess)  # type: ignore[arg-type]
+
+
+def test_the_tube_voltage_goes_to_the_network_with_the_picture() -> None:
+    predictor = FakePredictor({Side.RIGHT: a_femur()})
+    run(predictor, kilovolt=77.0)
+    run(predictor)
+    assert predictor.told == [77.0, None]
 
 
 def test_a_measurable_hip_has_figures_for_every_region_with_its_assessment() -> None:

@@ -541,6 +541,18 @@ def test_identity_view_and_patient_are_read(tmp_path: Path) -> None:
     assert radiograph.lossy
 
 
+@pytest.mark.parametrize(
+    ("stated", "kilovolt", "note"),
+    [("77.5", 77.5, False), ("", None, False), ("0", None, False), ("80000", None, True), ("-80", None, True)],
+)
+def test_a_tube_voltage_is_read_where_it_can_be_one(
+    tmp_path: Path, stated: str, kilovolt: float | None, note: bool
+) -> None:
+    radiograph = _read(tmp_path, radiograph_dataset(KVP=stated))
+    assert radiograph.kilovolt == kilovolt
+    assert any("KVP" in one for one in radiograph.notes) == note
+
+
 def test_damaged_attributes_are_as_good_as_absent(tmp_path: Path) -> None:
     path = write(tmp_path / "object.dcm", radiograph_dataset(RescaleSlope="1", WindowCenter="20", PatientAge="070Y"))
     damaged = path.read_bytes().replace(b"070Y", b"\xff\xfe\x00x").replace(b"DS\x02\x00" + b"20", b"DS\x02\x00" + b"xx")

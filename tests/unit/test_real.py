@@ -20,7 +20,7 @@ from dicomnode.inference.network import HipNet
 from dicomnode.inference.predictor import Predictor
 from tests.tiny_bundle import write_tiny_bundle
 from training.augment import HipExample, hip_example, real_hip_example
-from training.config import HospitalConfiguration, PairsConfiguration, load_run
+from training.config import HospitalConfiguration, PairsConfiguration, Stage, load_run
 from training.evaluate import QUANTITY_LABELS, RegionCase, summarise
 from training.evaluate_real import FEWEST_PATIENTS, evaluate_real, refit_intervals, summarise_real
 from training.hospital.cases import decide, save_arrays, write_report
@@ -121,7 +121,9 @@ def test_examples_of_phantoms_are_those_from_before_there_were_real_hips(
 
 def test_with_a_hospital_the_examples_that_come_from_phantoms_are_the_same(pairs: Pairs) -> None:
     hips = np.arange(4)
-    alone, mixed = (HipExamples(pairs, hips, 1, 0.0, real) for real in (None, RealExamples((a_hip(),), 0.5, 1)))
+    alone, mixed = (
+        HipExamples(pairs, hips, 1, Stage(1, 1e-3), None, real) for real in (None, RealExamples((a_hip(),), 0.5, 1))
+    )
     real = RealExamples((a_hip(),), 0.5, 1)
     drawn = [real.draw(number) is not None for number in range(12)]
     assert 0 < sum(drawn) < 12
@@ -288,16 +290,18 @@ def test_the_model_card_says_how_many_patients_and_no_longer_phantoms_only() -> 
         "run": {"seed": 1, "pairs": {"count": 10, "seed": 2}, "hospital": {"share": 0.5}},
         "split": {"training": [0, 7], "validation": [8, 8], "test": [9, 9]},
         "real": {"training": count, "validation": count, "test": {"patients": 5, "hips": 5}},
+        "sources": [],
         **dict.fromkeys(("commit", "torch", "numpy", "python", "data"), "x"),
     }
     document = {
         **{"name": "hip", "version": "1", "weights_sha256": "ab", "channels": []},
         "frame": {"rows": 256, "columns": 192, "spacing_mm": 0.7},
+        "networks": {"decomposer": {"factors": 0}},
         "figures": figures,
         "provenance": provenance,
     }
     card = model_card(json.loads(json.dumps(document)))
-    assert "phantoms only. No figure" not in card
+    assert "simulated radiographs only" not in card
     assert "real radiographs of 30 patients" in card.split("## What it is")[0] and "5 held-out patients" in card
     assert (
         f"{real['agreement']['total_hip']['areal_bmd_g_cm2']['pearson_r']:.3f}" in card and "| A | total hip |" in card

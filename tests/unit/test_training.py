@@ -13,9 +13,10 @@ from dicomnode.inference import frame
 from dicomnode.inference.channels import CANONICAL, REGIONS
 from dicomnode.inference.frame import Label
 from dicomnode.inference.network import SPREAD_RANGE
+from dicomnode.inference.technique import FACTORS
 from training.anatomy.phantom import make_phantom
 from training.anatomy.population import draw_subject
-from training.augment import MINERAL_FACTOR, finish_hip_example, hip_example, overview_example
+from training.augment import MINERAL_FACTOR, HipExample, finish_hip_example, hip_example, overview_example
 from training.config import (
     NetworkConfiguration,
     PairsConfiguration,
@@ -168,13 +169,38 @@ def test_an_overview_marks_each_head_on_its_own_side_and_swaps_sides_when_mirror
             assert peaks[0] < peaks[1]  # the right hip is at the left, as displayed
 
 
+def test_the_tube_voltage_is_told_as_often_as_the_stage_says_and_changes_nothing_else(pairs: Pairs) -> None:
+    hip = pairs.hip(0)
+    arrays = hip.materials.astype(np.float32), hip.targets.astype(np.float32), hip.labels
+
+    def examples(told: float) -> list[HipExample]:
+        return [hip_example(*arrays, True, LOGARITHMS, np.random.default_rng(s), voltage_told=told) for s in range(8)]
+
+    never, sometimes, always = examples(0.0), examples(0.5), examples(1.0)
+    for one, other in zip(never, always, strict=True):
+        np.testing.assert_array_equal(one.network_input, other.network_input)
+        assert not one.technique.any() and other.technique[1] == 1
+    assert len({float(example.technique[0]) for example in always}) > 3  # the voltage of each exposure
+    assert 0 < sum(float(example.technique[1]) for example in sometimes) < 8
+
+
+def test_a_stage_draws_its_share_from_the_atlas_and_the_other_examples_stay_the_same(pairs: Pairs) -> None:
+    alone = HipExamples(pairs, np.arange(2), 1, Stage(1, 1e-3))
+    mixed = HipExamples(pairs, np.arange(2), 1, Stage(1, 1e-3, atlas=0.5), pairs)
+    same = [np.array_equal(alone[n]["network_input"], mixed[n]["network_input"]) for n in range(12)]
+    assert 0 < sum(same) < 12
+    absent = HipExamples(pairs, np.arange(2), 1, Stage(1, 1e-3, atlas=0.5), None)
+    assert all(np.array_equal(alone[n]["network_input"], absent[n]["network_input"]) for n in range(4))
+
+
 # --- losses -------------------------------------------------------------------------------------------------------------
 def a_batch() -> HipBatch:
     maps = torch.rand(2, 4, 32, 32)
     labels = torch.randint(1, 6, (2, 32, 32))
     blank = torch.zeros(2, 32, 32)
     figures = torch.rand(2, len(REGIONS), len(CANONICAL)), torch.ones(2, len(REGIONS))
-    return HipBatch(torch.zeros(2, 2, 32, 32), maps, labels, blank, blank + 1, torch.ones(2), torch.zeros(2), *figures)
+    inputs = torch.zeros(2, 2, 32, 32), torch.zeros(2, len(FACTORS))
+    return HipBatch(*inputs, maps, labels, blank, blank + 1, torch.ones(2), torch.zeros(2), *figures)
 
 
 def stated(batch: HipBatch, error: float, spread: float) -> torch.Tensor:

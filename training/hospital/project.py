@@ -143,6 +143,7 @@ def real_hip(
             "regions": region_figures(density, path, labels, SPACING_MM),
             "canonical": canonical_figures(bones.femora[side], bones.landmarks[side]),
             "seen_share": _seen_share(labels, field),
+            "kilovolt": radiograph.kilovolt,
         },
     )
 

@@ -12,7 +12,7 @@ from tqdm import tqdm
 from dicomnode.clinical.reference import load_population
 from dicomnode.config import SHIPPED_FOLDER
 from dicomnode.errors import ConfigurationError
-from dicomnode.inference.bundle import SHIPPED, load_bundle
+from dicomnode.inference.bundle import SHIPPED, Bundle, load_bundle
 from dicomnode.inference.predictor import Predictor
 from training.anatomy.atlas import Source, atlas_subject
 from training.config import load_run
@@ -86,7 +86,9 @@ def ladders_command(
     repeated, repeatability = repeat(read, lying, run.seed)
     compression = compression_ladder(partial(read_file, predictor), table, whole, run.pairs.seed, run.seed)
     sources = (
-        {} if anatomy is None else {one.value: _strangers(anatomy, run.pairs.seed, one, persons) for one in Source}
+        {}
+        if anatomy is None
+        else {_named(one, predictor.bundle): _strangers(anatomy, run.pairs.seed, one, persons) for one in Source}
     )
     shift = [groups.anatomy_ladder(read, everyone, sources, run.seed)] if sources else []
     spoiled = [hip for hip in held_out if not is_native(hip.figures)]
@@ -112,6 +114,11 @@ def ladders_command(
         console = Console(width=_PAGE_COLUMNS)
     print_evidence(console, evidence)
     console.print(f"Tables and pictures: {output}")
+
+
+def _named(source: Source, bundle: Bundle) -> str:
+    learned = bundle.document["provenance"].get("atlas") == source.value
+    return f"{source.value} (others of it were learned from)" if learned else source.value
 
 
 def _strangers(anatomy: Path, population_seed: int, source: Source, persons: int) -> list[SubjectTarget]:

@@ -33,6 +33,8 @@ class Rung:
     exposure: Mapping[str, Any] = field(default_factory=dict)
     """Fields of `Exposure`."""
     processing: VendorProcessing | None = None
+    stated_off_kv: float | None = 0.0
+    """How far the header's tube voltage lies from that of the exposure; None: it states none."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,18 @@ def _steps(name: str, title: str, axis: str, key: str, values: Sequence[float], 
 LADDERS = (
     _steps("dose", "Dose", "detector air kerma, uGy", "detector_kerma_ugy", (0.2, 0.5, 1.0, 2.5, 5.0, 10.0), 2.5),
     _steps("tube_voltage", "Tube voltage", "tube voltage, kV", "kilovolt", (60, 70, 80, 90, 100), 80),
+    Steps(
+        "stated_voltage",
+        "What the header states of the tube voltage",
+        "stated less true, kV",
+        "true",
+        (
+            Rung("15 too low", stated_off_kv=-15.0),
+            Rung("true"),
+            Rung("15 too high", stated_off_kv=15.0),
+            Rung("none stated", stated_off_kv=None),
+        ),
+    ),
     Steps(
         "filtration",
         "Filtration beyond 3 mm Al",
@@ -105,6 +119,7 @@ def climb(read: Read, hips: Sequence[Hip], steps: Steps, seed: int) -> Ladder:
                 drawn,
                 exposure=replace(drawn.exposure, **rung.exposure),
                 processing=rung.processing or drawn.processing,
+                stated_off_kv=rung.stated_off_kv,
             )
             cases.append(read_hip(read, hip, conditions, rung.label))
     return make_ladder(steps.name, steps.title, steps.axis, cases, steps.reference)

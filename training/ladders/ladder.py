@@ -52,6 +52,13 @@ class Conditions:
     offset_px: tuple[int, int]
     """(row, column) by which the head is missed."""
     noise_seed: int
+    stated_off_kv: float | None = 0.0
+    """How far the header's tube voltage lies from that of the exposure; None: it states none."""
+
+    @property
+    def stated_kv(self) -> float | None:
+        """Tube voltage as the header states it."""
+        return None if self.stated_off_kv is None else self.exposure.kilovolt + self.stated_off_kv
 
 
 @dataclass(frozen=True)
@@ -139,7 +146,7 @@ def radiograph_crop(materials: NDArray[np.float16], conditions: Conditions) -> N
 def read_hip(read: Read, hip: Hip, conditions: Conditions, rung: str) -> Case:
     """Take a radiograph and read it."""
     crop = radiograph_crop(hip.materials, conditions)
-    reading = read(crop, np.ones(crop.shape, bool))
+    reading = read(crop, np.ones(crop.shape, bool), conditions.stated_kv)
     return Case(rung, int(hip.figures["index"]), str(hip.figures["side"]), true_figures(hip.figures), reading)
 
 

@@ -20,13 +20,15 @@ REGIONS = (Region.TOTAL_HIP, Region.FEMORAL_NECK)
 """Those that a diagnosis may rest on (`dicomnode.clinical.scores.DIAGNOSTIC_REGIONS`)."""
 Reading = dict[str, float] | Reason
 """Quantity to figure, without those of regions that cannot be measured; or why the hip is not measurable."""
-Read = Callable[[NDArray[np.float32], NDArray[np.bool_]], Reading]
-"""(crop in the measurement frame, mask of what lies on the radiograph) to what is read there."""
+Read = Callable[[NDArray[np.float32], NDArray[np.bool_], float | None], Reading]
+"""(crop in the measurement frame, mask of what lies on the radiograph, stated tube voltage in kV) to what is read there."""
 
 
-def read_figures(predictor: Predictor, crop: NDArray[np.float32], inside: NDArray[np.bool_]) -> Reading:
+def read_figures(
+    predictor: Predictor, crop: NDArray[np.float32], inside: NDArray[np.bool_], kilovolt: float | None
+) -> Reading:
     """Read one crop of (ROWS, COLUMNS) as the node does, plausibility and all."""
-    return figures_of(predictor.decompose_crop(crop, inside, np.eye(3)), predictor.bundle.limits)
+    return figures_of(predictor.decompose_crop(crop, inside, np.eye(3), kilovolt), predictor.bundle.limits)
 
 
 def read_file(predictor: Predictor, path: Path) -> dict[str, Reading]:
@@ -41,7 +43,8 @@ def read_file(predictor: Predictor, path: Path) -> dict[str, Reading]:
         raise NotMeasurable(Reason.UNKNOWN_SCALE, f"{path.name} states no pixel spacing")
     return {
         candidate.side.value: figures_of(
-            predictor.decompose(radiograph.image, plane.spacing_mm, candidate), predictor.bundle.limits
+            predictor.decompose(radiograph.image, plane.spacing_mm, candidate, radiograph.kilovolt),
+            predictor.bundle.limits,
         )
         for candidate in predictor.locate(radiograph.image, plane.spacing_mm)
     }

@@ -80,16 +80,16 @@ def spoiled_outcomes(read: Read, hips: Iterable[Hip], seed: int) -> list[Outcome
     outcomes = []
     for hip in tqdm(hips, desc="refusals", unit="hip"):
         conditions = draw_conditions(seed, hip.figures)
-        crop = radiograph_crop(hip.materials, conditions)
+        crop, kilovolt = radiograph_crop(hip.materials, conditions), conditions.stated_kv
         name = f"{hip.figures['index']} {hip.figures['side']}"
         if not is_native(hip.figures):
-            outcomes.append(Outcome(_kind(hip), name, _total_hip(read(crop, np.ones(crop.shape, bool)))))
+            outcomes.append(Outcome(_kind(hip), name, _total_hip(read(crop, np.ones(crop.shape, bool), kilovolt))))
             continue
         labels = hip.labels[MARGIN_PX + conditions.offset_px[0] :, MARGIN_PX + conditions.offset_px[1] :]
         inside = cut_below(labels[: frame.ROWS, : frame.COLUMNS], np.random.default_rng(conditions.noise_seed))
         if inside is not None:
             black = np.where(inside, crop, np.float32(0))
-            outcomes.append(Outcome("cut-off femur", name, _total_hip(read(black, inside))))
+            outcomes.append(Outcome("cut-off femur", name, _total_hip(read(black, inside, kilovolt))))
     return outcomes
 
 

@@ -90,7 +90,7 @@ def muscle_example(
         field_px: the exposed field, see `training.muscles.targets.MuscleTarget`; its borders are moved at random.
     """
     materials, maps = infiltrate(materials, maps, draw_shares(configuration, rng))
-    image = random_radiograph(materials, LOCATOR_SPACING_MM, rng)
+    image, _ = random_radiograph(materials, LOCATOR_SPACING_MM, rng)
     first_row, last_row, first_column, last_column = np.array(field_px) + rng.uniform(-_BORDER_PX, _BORDER_PX, 4)
     mirrored = rng.random() < 0.5
     x, y = _stored_from_shown(mirrored, rng)
@@ -109,7 +109,7 @@ def plain_example(
     Args:
         field: (LOCATOR_SIZE, LOCATOR_SIZE) True where exposed.
     """
-    image = random_radiograph(materials, LOCATOR_SPACING_MM, rng)
+    image, _ = random_radiograph(materials, LOCATOR_SPACING_MM, rng)
     return _binned(standardise(image, field), maps, field)
 
 

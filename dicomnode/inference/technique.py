@@ -1,0 +1,23 @@
+"""What the header states of the exposure, as the decomposer is told it. Used by training and serving alike.
+
+How much darker a gram of bone mineral makes a radiograph than a gram of soft tissue depends on the tube voltage: the picture itself
+hardly says whether it was 65 or 95 kV, the header does.
+"""
+
+import numpy as np
+from numpy.typing import NDArray
+
+FACTORS = ("voltage", "known")
+"""Of the vector that the network takes: the voltage about `_CENTRE_KV` in units of `_UNIT_KV`, and whether it is known."""
+TRAINED_KV = (65.0, 95.0)
+"""Voltages of the training, see `training.projection.radiograph.random_exposure`. Beyond, the nearer end is told."""
+_CENTRE_KV = 80.0
+_UNIT_KV = 15.0
+
+
+def technique(kilovolt: float | None) -> NDArray[np.float32]:
+    """(factors,) for the network; zeros where the voltage is not known, which is a lesson of the training too."""
+    if kilovolt is None:
+        return np.zeros(len(FACTORS), np.float32)
+    told = min(max(kilovolt, TRAINED_KV[0]), TRAINED_KV[1])
+    return np.array([(told - _CENTRE_KV) / _UNIT_KV, 1.0], np.float32)
