@@ -31,8 +31,7 @@ ENGINE_THREADS = (1, 2)
 
 Answer = tuple[NDArray[np.float32], ...]
 Run = Callable[..., Answer]
-"""From the picture (c, h, w) and, where the network takes them, the technique factors to what `HipNet` answers, without the axis
-of the batch."""
+"""From pictures (1, c, h, w) and, where the network takes them, technique factors (1, factors) to what `HipNet` answers."""
 
 
 @dataclass(frozen=True)
@@ -131,8 +130,8 @@ def compare_engines(
         (bundle.locator.shape.inputs, frame.LOCATOR_SIZE, frame.LOCATOR_SIZE),
         (bundle.decomposer.shape.inputs, frame.ROWS, frame.COLUMNS),
     )
-    overview, crop = (noise.random(shape, np.float32) for shape in shapes)
-    factors = technique(radiograph.kilovolt)
+    overview, crop = (noise.random((1, *shape), np.float32) for shape in shapes)
+    factors = technique(radiograph.kilovolt)[None]
     times = []
     for threads in ENGINE_THREADS if present else ():
         predictors = [Predictor(bundle, "cpu", threads)]
@@ -176,9 +175,11 @@ class _OtherEngine(Predictor):
             ),
         }
 
-    def _run(self, network: HipNet, channels: NDArray[np.float32], told: NDArray[np.float32] | None = None) -> Answer:
-        given = (channels, told)[: len(_inputs(network, 1, 1))]
-        return self._runs[network](*(one[None] for one in given if one is not None))
+    def _run(self, network: HipNet, pictures: NDArray[np.float32], told: NDArray[np.float32] | None = None) -> Answer:
+        given = (pictures,) if told is None else (pictures, told)
+        # One after the other: the programs were made for one picture.
+        answers = [self._runs[network](*(one[n : n + 1] for one in given)) for n in range(len(pictures))]
+        return tuple(np.concatenate(parts) for parts in zip(*answers, strict=True))
 
 
 def _inputs(network: HipNet, rows: int, columns: int) -> tuple[torch.Tensor, ...]:
@@ -198,7 +199,7 @@ def _onnxruntime(network: HipNet, inputs: tuple[torch.Tensor, ...], threads: int
         program.model_proto.SerializeToString(), options, providers=["CPUExecutionProvider"]
     )
     names = [one.name for one in session.get_inputs()]
-    return lambda *given: tuple(part[0] for part in session.run(None, dict(zip(names, given, strict=True))))
+    return lambda *given: tuple(session.run(None, dict(zip(names, given, strict=True))))
 
 
 def _openvino(network: HipNet, inputs: tuple[torch.Tensor, ...], threads: int) -> Run:
@@ -208,7 +209,7 @@ def _openvino(network: HipNet, inputs: tuple[torch.Tensor, ...], threads: int) -
         converted = openvino.convert_model(network, example_input=inputs, input=[list(one.shape) for one in inputs])
     settings = {"INFERENCE_NUM_THREADS": threads, "INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}
     request = openvino.Core().compile_model(converted, "CPU", settings).create_infer_request()
-    return lambda *given: tuple(part[0].copy() for part in request.infer(list(given)).values())
+    return lambda *given: tuple(part.copy() for part in request.infer(list(given)).values())
 
 
 ENGINES = (

@@ -5,15 +5,15 @@ It has the decomposer's encoder and sees the same examples for the same number o
 
 from collections.abc import Mapping
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from dicomnode.domain.measurement import Region
 from dicomnode.inference.canonical import canonical_figures
 from dicomnode.inference.channels import CANONICAL, REGIONS
+from dicomnode.inference.frame import FramedHip, cut
 from dicomnode.inference.network import SPREAD_RANGE, Encoder, pooled
+from dicomnode.inference.predictor import VIEWS, network_inputs
 
 _HIDDEN = 128
 """As wide as the decomposer's head."""
@@ -53,16 +53,10 @@ class DirectNet(nn.Module):
         return torch.stack([self.centre + difference, spread.clamp(*SPREAD_RANGE)], 1)
 
 
-def direct_figures(
-    network: DirectNet, network_input: NDArray[np.float32], told: NDArray[np.float32]
-) -> Mapping[Region, dict[str, float]]:
-    """Figures by region and quantity from one crop.
-
-    Args:
-        network_input: (2, rows, columns) as `inference.intensity.standardise` gives it.
-        told: (factors,) as `inference.technique.technique` gives them.
-    """
+def direct_figures(network: DirectNet, hip: FramedHip) -> Mapping[Region, dict[str, float]]:
+    """Figures by region and quantity: the mean of the looks that the decomposition is given too."""
+    looks, told = network_inputs([cut(hip, *view) for view in VIEWS], hip.kilovolt)
     with torch.inference_mode():
-        answer = network(torch.from_numpy(network_input)[None], torch.from_numpy(told)[None])[0].numpy()
+        answer = network(torch.from_numpy(looks), torch.from_numpy(told)).mean(0).numpy()
     table = canonical_figures(answer)
     return {region: {name: figure.value for name, figure in figures.items()} for region, figures in table.items()}

@@ -15,17 +15,16 @@ from typing import Any
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from tqdm import tqdm
 
 from dicomnode.domain.measurement import Region
 from dicomnode.errors import NotMeasurable
 from dicomnode.inference import frame, regions
 from dicomnode.inference.bundle import Intervals
-from dicomnode.inference.intensity import standardise
+from dicomnode.inference.frame import FramedHip
 from dicomnode.inference.plausibility import canonical_share, check_hip, check_region, explained, shaft_angle_deg
 from dicomnode.inference.predictor import Decomposition, Predictor
-from dicomnode.inference.technique import technique
 from training.augment import METAL_G_CM2, random_radiograph
 from training.direct import DirectNet, direct_figures
 from training.methods import MethodComparison, compare_methods, draw_methods
@@ -94,21 +93,25 @@ def evaluate(
     readings: list[HipReading] = []
     for number in tqdm(pairs.hips_of(subjects), desc="evaluate", unit="hip"):
         hip = pairs.hip(int(number))
-        crop, kilovolt = crop_once(hip, np.random.default_rng((seed, 3, int(number))))
-        inside = np.ones(crop.shape, bool)
-        decomposition = predictor.decompose_crop(crop, inside, np.eye(3), kilovolt)
-        figures = {} if direct is None else direct_figures(direct, standardise(crop, inside), technique(kilovolt))
+        framed = taken_once(hip, np.random.default_rng((seed, 3, int(number))))
+        decomposition = predictor.read(framed)
+        figures = {} if direct is None else direct_figures(direct, framed)
         kind = _kind(hip)
         readings.append(hip_reading(kind, decomposition))
         cases.extend(region_cases(hip.figures, kind, decomposition, predictor, figures))
     return cases, readings
 
 
-def crop_once(hip: HipPair, rng: np.random.Generator) -> tuple[NDArray[np.float32], float]:
-    """One random radiograph of a hip, cut to the measurement frame where the locator would place it, and its tube voltage."""
+def taken_once(hip: HipPair, rng: np.random.Generator) -> FramedHip:
+    """Take one random radiograph of a hip, and lay the measurement frame where the locator would."""
     image, exposure = random_radiograph(hip.materials.astype(np.float32), frame.SPACING_MM, rng)
-    row, column = MARGIN_PX + locator_error_px(rng)
-    return image[row : row + frame.ROWS, column : column + frame.COLUMNS], exposure.kilovolt
+    return FramedHip(image, stored_from_frame(locator_error_px(rng)), exposure.kilovolt)
+
+
+def stored_from_frame(offset_px: ArrayLike = (0, 0)) -> NDArray[np.float64]:
+    """(column, row) of a stored hip from that of the frame, whose head is missed by (rows, columns)."""
+    row, column = MARGIN_PX + np.asarray(offset_px)
+    return np.array([[1.0, 0.0, column], [0.0, 1.0, row], [0.0, 0.0, 1.0]])
 
 
 def locator_error_px(rng: np.random.Generator) -> NDArray[np.int64]:

@@ -8,14 +8,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dicomnode.domain.measurement import Region
-from dicomnode.inference import frame
 from dicomnode.inference.bundle import Intervals
+from dicomnode.inference.frame import FramedHip
 from dicomnode.inference.predictor import Predictor
-from training.evaluate import HipReading, RegionCase, hip_reading, locator_error_px, region_cases, summarise
+from training.evaluate import (
+    HipReading,
+    RegionCase,
+    hip_reading,
+    locator_error_px,
+    region_cases,
+    stored_from_frame,
+    summarise,
+)
 from training.hospital.project import RealHip
 from training.real import count_patients
 from training.statistics import agreement
-from training.targets import MARGIN_PX
 
 FEWEST_PATIENTS = 19
 """From so many validation patients on the 90 % intervals are those of the real hips. Nine cases would do for split-conformal
@@ -31,10 +38,9 @@ def evaluate_real(
     cases: list[RegionCase] = []
     readings: list[HipReading] = []
     for place, hip in enumerate(hips):
-        row, column = MARGIN_PX + locator_error_px(np.random.default_rng((seed, 5, place)))
-        crop = np.s_[row : row + frame.ROWS, column : column + frame.COLUMNS]
-        picture = hip.image[crop].astype(np.float32)
-        decomposition = predictor.decompose_crop(picture, hip.inside[crop], np.eye(3), hip.figures.get("kilovolt"))
+        placed = stored_from_frame(locator_error_px(np.random.default_rng((seed, 5, place))))
+        framed = FramedHip(hip.image.astype(np.float32), placed, hip.figures.get("kilovolt"), hip.inside)
+        decomposition = predictor.read(framed)
         readings.append(hip_reading("native", decomposition))
         figures = {**hip.figures, "index": numbers[hip.figures["patient"]]}
         cases.extend(region_cases(figures, "native", decomposition, predictor, {}))

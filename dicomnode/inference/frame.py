@@ -6,6 +6,8 @@ Coordinates are (column, row) with pixel centres at integers + 0.5 (as in SCOORD
 3-vectors; a 3 x 3 matrix `target_from_source` takes a point of `source` to `target`.
 """
 
+import math
+from dataclasses import dataclass
 from enum import IntEnum
 
 import numpy as np
@@ -64,6 +66,39 @@ def image_from_frame(head_px: tuple[float, float], side: Side, spacing_mm: tuple
     )
 
 
+@dataclass(frozen=True)
+class FramedHip:
+    """A radiograph with the frame laid over one of its hips."""
+
+    image: NDArray[np.float32]
+    """(rows, columns), larger is more attenuation."""
+    image_from_frame: NDArray[np.float64]
+    """3 x 3, (column, row) with pixel centres at integers + 0.5."""
+    kilovolt: float | None = None
+    """Tube voltage as the header states it."""
+    inside: NDArray[np.bool_] | None = None
+    """(rows, columns) what of the image is radiograph; None: all of it."""
+
+
+def cut(
+    hip: FramedHip, degrees: float = 0.0, shift_px: tuple[float, float] = (0.0, 0.0)
+) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+    """Cut the frame out of a radiograph, turned about the femoral head and moved by (columns, rows) of the frame.
+
+    Returns:
+        (ROWS, COLUMNS) grey levels, and a mask that is True where they lie on the radiograph.
+    """
+    cosine, sine = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
+    head = np.array([HEAD_COLUMN + 0.5, HEAD_ROW + 0.5])
+    frame_from_view = np.array([[cosine, -sine, 0.0], [sine, cosine, 0.0], [0.0, 0.0, 1.0]])
+    frame_from_view[:2, 2] = head - frame_from_view[:2, :2] @ head + shift_px
+    image_from_view = hip.image_from_frame @ frame_from_view
+    crop, inside = resample(hip.image, image_from_view, (ROWS, COLUMNS))
+    if hip.inside is not None:
+        inside &= resample(hip.inside.astype(np.float32), image_from_view, (ROWS, COLUMNS))[0] > 0.5
+    return crop, inside
+
+
 def overview_windows(shape: tuple[int, int], spacing_mm: tuple[float, float]) -> list[NDArray[np.float64]]:
     """`image_from_overview` for each overview that is needed to see the whole radiograph: one, or several for a long one."""
     step = LOCATOR_SPACING_MM / np.array([spacing_mm[1], spacing_mm[0]])
@@ -83,36 +118,35 @@ def overview_windows(shape: tuple[int, int], spacing_mm: tuple[float, float]) ->
 def resample(
     image: NDArray[np.float32], image_from_target: NDArray[np.float64], shape: tuple[int, int]
 ) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
-    """Resample an image by an axis-aligned transform, averaging where the target is coarser.
+    """Resample an image, averaging where the target is coarser.
 
     Args:
         image: (rows, columns).
-        image_from_target: 3 x 3 without rotation.
+        image_from_target: 3 x 3 without perspective; a rotation must be small where the image's pixels are no squares.
         shape: (rows, columns) of the target.
 
     Returns:
         The resampled image, with the nearest border value outside, and a mask that is True where the target lies inside.
     """
-    step = np.array([abs(image_from_target[1, 1]), abs(image_from_target[0, 0])])
+    step = np.hypot(image_from_target[1::-1, 0], image_from_target[1::-1, 1])  # along rows, along columns
     # A Gaussian that removes what the coarser grid cannot hold (half of its step), beyond the sampling of the finer one.
     sd_px = np.sqrt(np.maximum(0.0, (0.5 * step) ** 2 - 0.25))
-    rows = image_from_target[1, 1] * (np.arange(shape[0]) + 0.5) + image_from_target[1, 2] - 0.5
-    columns = image_from_target[0, 0] * (np.arange(shape[1]) + 0.5) + image_from_target[0, 2] - 0.5
+    down, across = np.meshgrid(np.arange(shape[0]) + 0.5, np.arange(shape[1]) + 0.5, indexing="ij")
+    columns, rows = (m[0] * across + m[1] * down + m[2] - 0.5 for m in image_from_target[:2])
     # Only what the target sees is smoothed: several overviews of a long image cost no more than one.
     seen_rows, seen_columns = (
         _seen(places, size, _TRUNCATE_SD * sd)
         for places, size, sd in zip((rows, columns), image.shape, sd_px, strict=True)
     )
     smoothed = ndimage.gaussian_filter(image[seen_rows, seen_columns], sd_px, mode="nearest", truncate=_TRUNCATE_SD)
-    grid = np.meshgrid(rows, columns, indexing="ij")
-    within = (grid[0] - seen_rows.start, grid[1] - seen_columns.start)
+    within = (rows - seen_rows.start, columns - seen_columns.start)
     out = ndimage.map_coordinates(smoothed, within, order=1, mode="nearest", output=np.float32)
-    inside = (grid[0] > -0.5) & (grid[0] < image.shape[0] - 0.5) & (grid[1] > -0.5) & (grid[1] < image.shape[1] - 0.5)
+    inside = (rows > -0.5) & (rows < image.shape[0] - 0.5) & (columns > -0.5) & (columns < image.shape[1] - 0.5)
     return out, inside
 
 
 def _seen(places: NDArray[np.float64], size: int, margin_px: float) -> slice:
-    """The part of an axis of `size` pixels that sampling at these places needs, with what smoothing needs around it."""
+    """The part of an axis of `size` pixels that sampling at these places on it needs, with what smoothing needs around it."""
     margin = int(margin_px) + 2
     first, last = int(np.floor(places.min())) - margin, int(np.ceil(places.max())) + margin
     return slice(min(max(first, 0), max(size - margin, 0)), max(min(last + 1, size), min(margin, size)))

@@ -1,6 +1,8 @@
 """From a radiograph's grey levels to hips and their decomposition. The only place where a network is run."""
 
-from dataclasses import dataclass
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -13,7 +15,7 @@ from dicomnode.inference.bundle import Bundle
 from dicomnode.inference.canonical import CanonicalFigures, canonical_figures
 from dicomnode.inference.channels import INDEX, LABELS, MAPS, VERDICTS
 from dicomnode.inference.field import exposed_field
-from dicomnode.inference.frame import Label
+from dicomnode.inference.frame import FramedHip, Label
 from dicomnode.inference.intensity import standardise
 from dicomnode.inference.network import HipNet
 from dicomnode.inference.technique import technique
@@ -22,6 +24,9 @@ _RECENTRE_MM = 3.0
 """A second look is taken where the head lies further than this from where the locator put it."""
 _METAL_LOGIT = 2.0
 """Metal's pixels weigh more in training than they are frequent (`training.losses.METAL_WEIGHT`), so that 0 would be too early."""
+VIEWS = ((0.0, (0.0, 0.0)), (4.0, (-2.0, 2.0)), (-4.0, (2.0, -2.0)), (2.0, (2.0, 2.0)), (-2.0, (-2.0, -2.0)))
+"""Degrees and pixels by which the frame is turned and moved for the looks that figures are the mean of: each reads the same hip a
+little differently, and nobody puts a patient down twice alike."""
 _PEAK_WINDOW_PX = 4
 _HEADS_APART_MM = 80.0
 """Two femoral heads of an adult are never nearer: their centres lie about 175 mm apart."""
@@ -86,8 +91,8 @@ class Predictor:
         for image_from_overview in frame.overview_windows(image.shape, spacing_mm):
             shape = (frame.LOCATOR_SIZE, frame.LOCATOR_SIZE)
             overview = standardise(*frame.resample(image, image_from_overview, shape))
-            heat = self._run(self._locator, overview)[0]
-            for side, channel in zip((Side.RIGHT, Side.LEFT), sigmoid(heat), strict=True):
+            heat = self._run(self._locator, overview[None])[0]
+            for side, channel in zip((Side.RIGHT, Side.LEFT), sigmoid(heat[0]), strict=True):
                 for column, row, score in peaks(channel):
                     x, y, _ = image_from_overview @ (column, row, 1.0)
                     found.append(HipCandidate(side, (float(x), float(y)), score))
@@ -110,48 +115,28 @@ class Predictor:
         Args:
             kilovolt: tube voltage as the header states it; None where it does not.
         """
-        transform = frame.image_from_frame(candidate.head_px, candidate.side, spacing_mm)
-        first = self._decompose(image, transform, kilovolt)
-        head = head_centre(first.labels)
-        if (
-            head is None
-            or np.hypot(head[0] - frame.HEAD_COLUMN - 0.5, head[1] - frame.HEAD_ROW - 0.5) * frame.SPACING_MM
-            < _RECENTRE_MM
-        ):
-            return first
-        moved = transform @ (*head, 1.0)
-        again = frame.image_from_frame((moved[0], moved[1]), candidate.side, spacing_mm)
-        return self._decompose(image, again, kilovolt)
+        hip = FramedHip(image, frame.image_from_frame(candidate.head_px, candidate.side, spacing_mm), kilovolt)
+        head = head_centre(self._look(hip, VIEWS[:1]).labels)
+        if head is not None and _off_place_mm(head) >= _RECENTRE_MM:
+            column, row, _ = hip.image_from_frame @ (*head, 1.0)
+            hip = replace(hip, image_from_frame=frame.image_from_frame((column, row), candidate.side, spacing_mm))
+        return self.read(hip)
 
-    def _decompose(
-        self, image: NDArray[np.float32], image_from_frame: NDArray[np.float64], kilovolt: float | None
-    ) -> Decomposition:
-        crop, inside = frame.resample(image, image_from_frame, (frame.ROWS, frame.COLUMNS))
-        return self.decompose_crop(crop, inside, image_from_frame, kilovolt)
+    def read(self, hip: FramedHip) -> Decomposition:
+        """Decompose a hip whose place is known: maps as the frame shows it, verdicts and figures as the mean of several looks."""
+        return self._look(hip, VIEWS)
 
-    def decompose_crop(
-        self,
-        crop: NDArray[np.float32],
-        inside: NDArray[np.bool_],
-        image_from_frame: NDArray[np.float64],
-        kilovolt: float | None,
-    ) -> Decomposition:
-        """Decompose a crop that is already in the frame.
-
-        Args:
-            crop: (ROWS, COLUMNS) grey levels, larger = more attenuation.
-            inside: True where the crop lies on the radiograph.
-            image_from_frame: where the crop came from.
-            kilovolt: tube voltage as the header states it; None where it does not.
-        """
-        network_input = standardise(crop, inside)
-        channels, verdicts, canonical = self._run(self._decomposer, network_input, technique(kilovolt))
+    def _look(self, hip: FramedHip, views: Sequence[tuple[float, tuple[float, float]]]) -> Decomposition:
+        crops = [frame.cut(hip, *view) for view in views]
+        looks, told = network_inputs(crops, hip.kilovolt)
+        answers, verdicts, canonical = self._run(self._decomposer, looks, told)
+        channels, (_, inside) = answers[0], crops[0]
         labels = channels[LABELS].argmax(0).astype(np.uint8)
         field = exposed_field(channels[INDEX["field"]] > 0, inside)
         labels[~field] = Label.BACKGROUND
         physical = np.maximum(channels[MAPS], 0.0)
         return Decomposition(
-            grey=network_input[0],
+            grey=looks[0, 0],
             density_g_cm2=physical[INDEX["femur_density"]],
             path_cm=physical[INDEX["femur_path"]],
             pelvis_g_cm2=physical[INDEX["pelvis_density"]],
@@ -159,19 +144,19 @@ class Predictor:
             labels=labels,
             metal=inside & (channels[INDEX["metal"]] > _METAL_LOGIT),
             field=field,
-            **dict(zip(VERDICTS, sigmoid(verdicts).tolist(), strict=True)),
-            canonical=canonical_figures(canonical),
-            image_from_frame=image_from_frame,
+            **dict(zip(VERDICTS, sigmoid(verdicts.mean(0)).tolist(), strict=True)),
+            canonical=canonical_figures(canonical.mean(0)),
+            image_from_frame=hip.image_from_frame,
         )
 
     def _run(
-        self, network: HipNet, channels: NDArray[np.float32], told: NDArray[np.float32] | None = None
+        self, network: HipNet, pictures: NDArray[np.float32], told: NDArray[np.float32] | None = None
     ) -> tuple[NDArray[np.float32], ...]:
         try:
             with torch.inference_mode():
-                batch = torch.from_numpy(channels)[None].to(self.device, memory_format=torch.channels_last)
-                answer = network(batch, None if told is None else torch.from_numpy(told)[None].to(self.device))
-            return tuple(part[0].float().cpu().numpy() for part in answer)
+                batch = torch.from_numpy(pictures).to(self.device, memory_format=torch.channels_last)
+                answer = network(batch, None if told is None else torch.from_numpy(told).to(self.device))
+            return tuple(part.float().cpu().numpy() for part in answer)
         except torch.OutOfMemoryError as error:  # a RuntimeError, as if the image were at fault
             raise MemoryError(f"the {self.device.type} device has not enough free memory") from error
 
@@ -180,6 +165,18 @@ def _placed(network: HipNet, device: torch.device) -> HipNet:
     # channels_last is what oneDNN and cuDNN convolve fastest.
     placed: HipNet = network.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return placed
+
+
+def network_inputs(
+    crops: Sequence[tuple[NDArray[np.float32], NDArray[np.bool_]]], kilovolt: float | None
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """What a network is given of one radiograph's crops, (n, 2, ROWS, COLUMNS), and of its technique, (n, factors)."""
+    return np.stack([standardise(*crop) for crop in crops]), np.tile(technique(kilovolt), (len(crops), 1))
+
+
+def _off_place_mm(head: tuple[float, float]) -> float:
+    """How far a head at (column, row) lies from where the frame wants it."""
+    return math.hypot(head[0] - frame.HEAD_COLUMN - 0.5, head[1] - frame.HEAD_ROW - 0.5) * frame.SPACING_MM
 
 
 def sigmoid(logits: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 from scipy import ndimage
 
 from dicomnode.domain.radiograph import Side
@@ -68,3 +69,39 @@ def test_overviews_cover_the_whole_radiograph(shape: tuple[int, int], windows: i
         x1, y1, _ = matrix @ (frame.LOCATOR_SIZE, frame.LOCATOR_SIZE, 1)
         covered[max(0, int(np.ceil(y0))) : int(y1), max(0, int(np.ceil(x0))) : int(x1)] = True
     assert covered.all()
+
+
+@pytest.mark.parametrize("side", list(Side))
+def test_the_frame_turns_about_the_femoral_head_and_moves_by_its_own_pixels(side: Side) -> None:
+    """On pixels half as large as the frame's, of which a dot is a Gaussian: the head's stays, the other's turns about it."""
+    spacing_mm = (frame.SPACING_MM / 2, frame.SPACING_MM / 2)
+    rows, columns = np.indices((700, 800)) + 0.5
+    lateral = -1 if side is Side.RIGHT else 1
+
+    def dot(column: float, row: float) -> NDArray[np.float32]:
+        return np.asarray(np.exp(-((columns - column) ** 2 + (rows - row) ** 2) / 50), np.float32)
+
+    head, shaft = (400.0, 300.0), (400.0 + lateral * 80, 460.0)
+    placed = frame.image_from_frame(head, side, spacing_mm)
+
+    def seen(dot_px: tuple[float, float], *view: object) -> tuple[float, float]:
+        picture, inside = frame.cut(frame.FramedHip(dot(*dot_px), placed), *view)  # type: ignore[arg-type]
+        assert inside.all()
+        row, column = ndimage.center_of_mass(picture)
+        return column - frame.HEAD_COLUMN, row - frame.HEAD_ROW
+
+    assert seen(head, 4.0) == pytest.approx((0, 0), abs=0.01)
+    assert seen(shaft) == pytest.approx((-40, 80), abs=0.01)
+    angle = np.radians(4.0)
+    turned = np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]]) @ (-40, 80)
+    assert seen(shaft, 4.0) == pytest.approx(tuple(turned), abs=0.02)
+    assert seen(head, 0.0, (2.0, -3.0)) == pytest.approx((-2, 3), abs=0.01)
+
+
+def test_what_is_no_radiograph_is_not_inside_the_frame() -> None:
+    inside = np.ones((400, 400), bool)
+    inside[220:] = False
+    placed = frame.image_from_frame((200.0, 150.0), Side.RIGHT, (frame.SPACING_MM, frame.SPACING_MM))
+    _, within = frame.cut(frame.FramedHip(np.zeros((400, 400), np.float32), placed, inside=inside))
+    first = frame.HEAD_ROW + 70
+    assert within[:first].all() and not within[first:].any()

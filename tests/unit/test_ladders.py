@@ -16,7 +16,7 @@ from dicomnode.dicom.pixels import read_radiograph
 from dicomnode.domain.measurement import Reason, Region
 from dicomnode.domain.radiograph import Sex
 from dicomnode.inference.bundle import load_bundle
-from dicomnode.inference.frame import COLUMNS, ROWS, Label
+from dicomnode.inference.frame import COLUMNS, ROWS, FramedHip, Label, cut
 from dicomnode.inference.predictor import Predictor
 from dicomnode.pipeline import measure
 from tests.tiny_bundle import write_tiny_bundle
@@ -35,7 +35,7 @@ from training.ladders.compression import (
 from training.ladders.diagnosis import diagnose
 from training.ladders.exposure import LADDERS, VENDORS, Rung, Steps, climb
 from training.ladders.groups import BMI_KG_M2, anatomy_ladder, group_ladders, read_all
-from training.ladders.ladder import Case, draw_conditions, make_ladder, radiograph_crop
+from training.ladders.ladder import Case, draw_conditions, make_ladder, take
 from training.ladders.persons import mineral_slope, native_subjects, repeatability, scaled, thinned
 from training.ladders.reading import Read, Reading, read_figures, read_file, true_figures
 from training.ladders.refusals import (
@@ -50,7 +50,7 @@ from training.ladders.refusals import (
 from training.ladders.report import Evidence, write_evidence
 from training.projection.radiograph import Exposure, VendorProcessing
 from training.simulate_dx import DEFAULT_PROCESSING, DxGeometry, FictionalPatient, dx_dataset
-from training.targets import SHAPE, make_targets
+from training.targets import MARGIN_PX, SHAPE, make_targets
 from training.whole import phantom_dx
 
 QUANTITY = "total_hip.areal_bmd_g_cm2"
@@ -95,7 +95,8 @@ def square_hip(index: int, side: str = "R", **figures: Any) -> SquareHip:
 def square_reader(bias: float) -> Read:
     """Measure the square by its area, and add a bias."""
 
-    def read(crop: NDArray[np.float32], inside: NDArray[np.bool_], kilovolt: float | None) -> Reading:
+    def read(hip: FramedHip) -> Reading:
+        crop, inside = cut(hip)
         bright = (crop > (crop.min() + crop.max()) / 2) & inside
         return {QUANTITY: float(np.sqrt(bright.sum())) / 100 + bias}
 
@@ -124,8 +125,8 @@ def test_a_reader_with_a_known_bias_shows_that_bias_on_every_rung_and_no_change(
 
 
 def test_a_rung_may_state_another_tube_voltage_than_that_of_the_exposure_or_none() -> None:
-    def read(crop: NDArray[np.float32], inside: NDArray[np.bool_], kilovolt: float | None) -> Reading:
-        told.append((float(crop.sum()), kilovolt))
+    def read(hip: FramedHip) -> Reading:
+        told.append((float(hip.image.sum()), hip.kilovolt))
         return {QUANTITY: 0.8}
 
     told: list[tuple[float, float | None]] = []
@@ -143,9 +144,13 @@ def test_a_rung_changes_what_it_names_and_nothing_else() -> None:
     assert draw_conditions(1, hip.figures) == conditions
     assert draw_conditions(1, hip.figures | {"side": "L"}) != conditions
     assert draw_conditions(1, hip.figures, take=1) != conditions
-    first, second = (radiograph_crop(hip.materials, conditions) for _ in range(2))
-    np.testing.assert_array_equal(first, second)
-    assert first.shape == (ROWS, COLUMNS)
+    first, second = (take(hip.materials, conditions) for _ in range(2))
+    np.testing.assert_array_equal(first.image, second.image)
+    assert first.image.shape == SHAPE
+    crop, inside = cut(first)
+    row, column = np.array(conditions.offset_px) + MARGIN_PX
+    np.testing.assert_array_equal(crop, first.image[row : row + ROWS, column : column + COLUMNS])
+    assert inside.all()
 
 
 def test_every_ladder_stands_on_its_reference_and_on_settings_that_exist() -> None:
@@ -217,7 +222,7 @@ def phantom() -> Phantom:
 def test_anatomy_is_compared_by_its_source(phantom: Phantom) -> None:
     phantoms = [case("all", i, 0.6 + i / 10, 0.6 + i / 10) for i in range(5)]
 
-    def read(crop: NDArray[np.float32], inside: NDArray[np.bool_], kilovolt: float | None) -> Reading:
+    def read(hip: FramedHip) -> Reading:
         return {QUANTITY: 0.8}
 
     ladder = anatomy_ladder(read, phantoms, {"atlas": [make_targets(phantom)]}, seed=1)
@@ -327,8 +332,8 @@ def test_a_reader_of_files_meets_every_encoding_and_a_side_not_found_is_refused(
 def test_what_was_spoiled_is_told_apart_and_only_its_refusal_counts() -> None:
     hips = [square_hip(0), square_hip(1, is_frog_leg=True), square_hip(2, has_metal=True, implant="nail")]
 
-    def read(crop: NDArray[np.float32], inside: NDArray[np.bool_], kilovolt: float | None) -> Reading:
-        return {"femoral_neck.areal_bmd_g_cm2": 0.7} if not inside.all() else {QUANTITY: 0.7}
+    def read(hip: FramedHip) -> Reading:
+        return {"femoral_neck.areal_bmd_g_cm2": 0.7} if hip.inside is not None else {QUANTITY: 0.7}
 
     outcomes = [(one.group, one.outcome) for one in spoiled_outcomes(read, hips, seed=1)]
     assert outcomes == [("cut-off femur", "cut_off"), ("frog-leg", MEASURED), ("implant: nail", MEASURED)]
@@ -444,7 +449,7 @@ def test_a_file_is_read_as_the_node_measures_it(tmp_path: Path) -> None:
 
 def test_a_network_that_learned_nothing_gives_a_reason_and_no_figure(predictor: Predictor) -> None:
     crop = np.random.default_rng(0).random((ROWS, COLUMNS), np.float32)
-    assert isinstance(read_figures(predictor, crop, np.ones(crop.shape, bool), None), Reason)
+    assert isinstance(read_figures(predictor, FramedHip(crop, np.eye(3))), Reason)
 
 
 def test_files_that_are_no_radiographs_end_in_a_reason(predictor: Predictor, tmp_path: Path) -> None:

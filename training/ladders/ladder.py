@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 
 from dicomnode.domain.measurement import Reason
 from dicomnode.inference import frame
-from training.evaluate import locator_error_px
+from dicomnode.inference.frame import FramedHip
+from training.evaluate import locator_error_px, stored_from_frame
 from training.ladders.reading import Read, Reading, true_figures
 from training.projection.radiograph import (
     Exposure,
@@ -20,7 +21,6 @@ from training.projection.radiograph import (
     simulate,
 )
 from training.statistics import Agreement, Values, agreement, bootstrap_intervals, r_and_rmse, share_interval
-from training.targets import MARGIN_PX
 
 _FEWEST = 5
 """Fewer measured hips on a rung have no agreement worth a figure."""
@@ -54,11 +54,6 @@ class Conditions:
     noise_seed: int
     stated_off_kv: float | None = 0.0
     """How far the header's tube voltage lies from that of the exposure; None: it states none."""
-
-    @property
-    def stated_kv(self) -> float | None:
-        """Tube voltage as the header states it."""
-        return None if self.stated_off_kv is None else self.exposure.kilovolt + self.stated_off_kv
 
 
 @dataclass(frozen=True)
@@ -129,8 +124,8 @@ def draw_conditions(seed: int, figures: Mapping[str, Any], take: int = 0) -> Con
     )
 
 
-def radiograph_crop(materials: NDArray[np.float16], conditions: Conditions) -> NDArray[np.float32]:
-    """Take a hip's radiograph and cut out the measurement frame: (ROWS, COLUMNS) grey levels."""
+def take(materials: NDArray[np.float16], conditions: Conditions) -> FramedHip:
+    """Take a hip's radiograph and lay the measurement frame over it."""
     image = simulate(
         materials.astype(np.float32),
         frame.SPACING_MM,
@@ -139,14 +134,13 @@ def radiograph_crop(materials: NDArray[np.float16], conditions: Conditions) -> N
         np.random.default_rng(conditions.noise_seed),
         conditions.metal,
     )
-    row, column = MARGIN_PX + conditions.offset_px[0], MARGIN_PX + conditions.offset_px[1]
-    return image[row : row + frame.ROWS, column : column + frame.COLUMNS]
+    stated_kv = None if conditions.stated_off_kv is None else conditions.exposure.kilovolt + conditions.stated_off_kv
+    return FramedHip(image, stored_from_frame(conditions.offset_px), stated_kv)
 
 
 def read_hip(read: Read, hip: Hip, conditions: Conditions, rung: str) -> Case:
     """Take a radiograph and read it."""
-    crop = radiograph_crop(hip.materials, conditions)
-    reading = read(crop, np.ones(crop.shape, bool), conditions.stated_kv)
+    reading = read(take(hip.materials, conditions))
     return Case(rung, int(hip.figures["index"]), str(hip.figures["side"]), true_figures(hip.figures), reading)
 
 

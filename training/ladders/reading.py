@@ -4,14 +4,12 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from dicomnode.dicom.pixels import read_radiograph
 from dicomnode.domain.measurement import Reason, Region
 from dicomnode.domain.object_plane import object_plane
 from dicomnode.errors import NotMeasurable
 from dicomnode.inference.bundle import Limits
+from dicomnode.inference.frame import FramedHip
 from dicomnode.inference.plausibility import check_hip, check_region
 from dicomnode.inference.predictor import Decomposition, Predictor
 from training import evaluate
@@ -20,15 +18,12 @@ REGIONS = (Region.TOTAL_HIP, Region.FEMORAL_NECK)
 """Those that a diagnosis may rest on (`dicomnode.clinical.scores.DIAGNOSTIC_REGIONS`)."""
 Reading = dict[str, float] | Reason
 """Quantity to figure, without those of regions that cannot be measured; or why the hip is not measurable."""
-Read = Callable[[NDArray[np.float32], NDArray[np.bool_], float | None], Reading]
-"""(crop in the measurement frame, mask of what lies on the radiograph, stated tube voltage in kV) to what is read there."""
+Read = Callable[[FramedHip], Reading]
 
 
-def read_figures(
-    predictor: Predictor, crop: NDArray[np.float32], inside: NDArray[np.bool_], kilovolt: float | None
-) -> Reading:
-    """Read one crop of (ROWS, COLUMNS) as the node does, plausibility and all."""
-    return figures_of(predictor.decompose_crop(crop, inside, np.eye(3), kilovolt), predictor.bundle.limits)
+def read_figures(predictor: Predictor, hip: FramedHip) -> Reading:
+    """Read a hip whose place is known as the node does, plausibility and all."""
+    return figures_of(predictor.read(hip), predictor.bundle.limits)
 
 
 def read_file(predictor: Predictor, path: Path) -> dict[str, Reading]:

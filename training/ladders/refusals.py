@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +17,9 @@ from dicomnode.inference import frame
 from dicomnode.inference.frame import Label
 from dicomnode.inference.predictor import Predictor
 from dicomnode.pipeline import measure
-from training.ladders.ladder import Case, Hip, draw_conditions, is_native, radiograph_crop
+from training.ladders.ladder import Case, Hip, draw_conditions, is_native, take
 from training.ladders.reading import Read, Reading
 from training.statistics import share_interval
-from training.targets import MARGIN_PX
 from training.whole import WholeCase
 
 MEASURED = "measured"
@@ -80,16 +79,15 @@ def spoiled_outcomes(read: Read, hips: Iterable[Hip], seed: int) -> list[Outcome
     outcomes = []
     for hip in tqdm(hips, desc="refusals", unit="hip"):
         conditions = draw_conditions(seed, hip.figures)
-        crop, kilovolt = radiograph_crop(hip.materials, conditions), conditions.stated_kv
+        taken = take(hip.materials, conditions)
         name = f"{hip.figures['index']} {hip.figures['side']}"
         if not is_native(hip.figures):
-            outcomes.append(Outcome(_kind(hip), name, _total_hip(read(crop, np.ones(crop.shape, bool), kilovolt))))
+            outcomes.append(Outcome(_kind(hip), name, _total_hip(read(taken))))
             continue
-        labels = hip.labels[MARGIN_PX + conditions.offset_px[0] :, MARGIN_PX + conditions.offset_px[1] :]
-        inside = cut_below(labels[: frame.ROWS, : frame.COLUMNS], np.random.default_rng(conditions.noise_seed))
+        inside = cut_below(hip.labels, np.random.default_rng(conditions.noise_seed))
         if inside is not None:
-            black = np.where(inside, crop, np.float32(0))
-            outcomes.append(Outcome("cut-off femur", name, _total_hip(read(black, inside, kilovolt))))
+            black = replace(taken, image=np.where(inside, taken.image, np.float32(0)), inside=inside)
+            outcomes.append(Outcome("cut-off femur", name, _total_hip(read(black))))
     return outcomes
 
 
