@@ -24,6 +24,7 @@ from dicomnode.inference.bundle import Intervals, Limits
 from dicomnode.inference.canonical import interval
 from dicomnode.inference.plausibility import check_hip, check_region
 from dicomnode.inference.predictor import Decomposition, HipCandidate, Predictor
+from dicomnode.inference.technique import technique_note
 
 Assess = Callable[[Region, Estimate, Patient], Assessment | None]
 """(region, areal BMD in g/cm2, patient) to what a clinician reads; None where the reference population lacks the region."""
@@ -60,7 +61,7 @@ def measure(radiograph: Radiograph, predictor: Predictor, assess: Assess) -> Mea
     ordered = sorted(candidates, key=lambda candidate: candidate.side is Side.LEFT)  # right first, as displayed
     hips = tuple(_measure_hip(radiograph, predictor, assess, plane, candidate) for candidate in ordered)
     measured = any(hip.status is Status.MEASURED for hip in hips)
-    notes = (*radiograph.notes, plane.note) if plane.note else radiograph.notes
+    doubts = tuple(note for note in (plane.note, technique_note(radiograph.kilovolt)) if note)
     return Measurement(
         source_sop_instance_uid=radiograph.sop_instance_uid,
         status=Status.MEASURED if measured else Status.NOT_MEASURABLE,
@@ -68,7 +69,7 @@ def measure(radiograph: Radiograph, predictor: Predictor, assess: Assess) -> Mea
         model=identity,
         reason=None if measured else hips[0].reason,
         detail="" if measured else hips[0].detail,
-        notes=notes,
+        notes=radiograph.notes + doubts,
     )
 
 

@@ -66,6 +66,14 @@ def test_the_tube_voltage_goes_to_the_network_with_the_picture() -> None:
     assert predictor.told == [77.0, None]
 
 
+@pytest.mark.parametrize(("kilovolt", "note"), [(77.0, ""), (None, "states no tube voltage"), (110.0, "110 kV")])
+def test_a_tube_voltage_that_is_absent_or_was_not_trained_is_told(kilovolt: float | None, note: str) -> None:
+    told = [
+        one for one in run(FakePredictor({Side.RIGHT: a_femur()}), kilovolt=kilovolt).notes if "tube voltage" in one
+    ]
+    assert [note in one for one in told] == ([True] if note else [])
+
+
 def test_a_measurable_hip_has_figures_for_every_region_with_its_assessment() -> None:
     measurement = run(FakePredictor({Side.RIGHT: a_femur()}))
     assert measurement.status is Status.MEASURED

@@ -11,10 +11,15 @@ from tqdm import tqdm
 
 from dicomnode.clinical.reference import load_population
 from dicomnode.config import SHIPPED_FOLDER
+from dicomnode.domain.radiograph import Side
 from dicomnode.errors import ConfigurationError
 from dicomnode.inference.bundle import SHIPPED, Bundle, load_bundle
 from dicomnode.inference.predictor import Predictor
 from training.anatomy.atlas import Source, atlas_subject
+from training.anatomy.ct import read_ct
+from training.anatomy.ct_femur import ct_subject
+from training.anatomy.labels import read_labels
+from training.calibration.tissues import calibrate_by_tissues
 from training.config import load_run
 from training.ladders import exposure, groups
 from training.ladders.compression import compression_ladder
@@ -37,6 +42,7 @@ from training.whole import measure_whole
 
 _REFERENCE = SHIPPED_FOLDER / "reference" / "nhanes3.toml"
 
+_CT_SCALES = (0.6, 1.3)
 _PAGE_COLUMNS = 170
 """Width of the tables where they go to a file."""
 
@@ -63,6 +69,14 @@ def ladders_command(
         Path | None,
         typer.Option(help="Folder of reference anatomy, see training/anatomy/atlas.py: bones that no phantom has."),
     ] = None,
+    ct: Annotated[
+        Path | None,
+        typer.Option(help="CT (NIfTI or DICOM folder) whose femur is put into the atlas's bodies; needs --anatomy."),
+    ] = None,
+    ct_labels: Annotated[
+        Path | None, typer.Option(help="Label map of that CT, see training/anatomy/labels.py.")
+    ] = None,
+    ct_side: Annotated[Side, typer.Option(help="Side of that CT whose femur is native.")] = Side.RIGHT,
     reference: Annotated[Path, typer.Option(help="Reference population for classes.")] = _REFERENCE,
 ) -> None:
     """Show what a bundle does with less dose, other vendors, smaller files, other bodies, poses, and with what must be refused."""
@@ -90,6 +104,12 @@ def ladders_command(
         if anatomy is None
         else {_named(one, predictor.bundle): _strangers(anatomy, run.pairs.seed, one, persons) for one in Source}
     )
+    if ct is not None:
+        if anatomy is None or ct_labels is None:
+            raise ConfigurationError(
+                "--ct needs --ct-labels, which voxel is femur, and --anatomy, whose bodies it is put into"
+            )
+        sources[f"femur of {ct.name}"] = _of_ct(anatomy, ct, ct_labels, ct_side, run.pairs.seed, persons)
     shift = [groups.anatomy_ladder(read, everyone, sources, run.seed)] if sources else []
     spoiled = [hip for hip in held_out if not is_native(hip.figures)]
     outcomes = [*native_outcomes(everyone), *spoiled_outcomes(read, [*spoiled, *native], run.seed)]
@@ -119,6 +139,19 @@ def ladders_command(
 def _named(source: Source, bundle: Bundle) -> str:
     learned = bundle.document["provenance"].get("atlas") == source.value
     return f"{source.value} (others of it were learned from)" if learned else source.value
+
+
+def _of_ct(
+    anatomy: Path, ct: Path, labels: Path, side: Side, population_seed: int, persons: int
+) -> list[SubjectTarget]:
+    """One femur in many bodies and poses, its mineral scaled, so that there is something to read."""
+    volume, map_ = read_ct(ct), read_labels(labels)
+    calibration = calibrate_by_tissues(volume)
+    scales = np.random.default_rng((population_seed, 7)).uniform(*_CT_SCALES, persons)
+    return [
+        make_targets(ct_subject(anatomy, volume, map_, calibration, side, population_seed + 1, number, scale))
+        for number, scale in enumerate(tqdm(scales.tolist(), desc="CT", unit="person"))
+    ]
 
 
 def _strangers(anatomy: Path, population_seed: int, source: Source, persons: int) -> list[SubjectTarget]:

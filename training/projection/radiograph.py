@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from scipy.optimize import nnls
 
+from dicomnode.inference.technique import TRAINED_KV
 from training.projection.attenuation import mass_attenuation_cm2_g, tungsten_spectrum
 
 MATERIALS = ("soft", "adipose", "mineral", "metal")
@@ -109,12 +110,12 @@ def random_exposure(rng: np.random.Generator) -> Exposure:
     """Draw the conditions of an adult AP pelvis or hip.
 
     Source: EUR 16260 EN (1996), pelvis: 75-90 kV, total filtration at least 3 mm Al, moving grid r = 10, speed class
-    400 (2.5 uGy). Widened to 65-95 kV, 0.8-8 uGy and examinations without grid for what is seen outside of Europe and
+    400 (2.5 uGy). Widened to `TRAINED_KV`, 0.8-8 uGy and examinations without grid for what is seen outside of Europe and
     on mobile units; scatter, blur and noise are assumptions.
     """
     gridless = rng.random() < 0.1
     return Exposure(
-        kilovolt=int(rng.integers(65, 96)),
+        kilovolt=int(rng.integers(TRAINED_KV[0], TRAINED_KV[1] + 1)),
         added_al_mm=float(rng.choice([0.0, 0.0, 0.5, 1.0])),
         added_cu_mm=float(rng.choice([0.0, 0.0, 0.1, 0.2])),
         detector=list(Detector)[int(rng.choice(3, p=[0.6, 0.15, 0.25]))],
