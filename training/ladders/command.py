@@ -15,7 +15,7 @@ from dicomnode.domain.radiograph import Side
 from dicomnode.errors import ConfigurationError
 from dicomnode.inference.bundle import SHIPPED, Bundle, load_bundle
 from dicomnode.inference.predictor import Predictor
-from training.anatomy.atlas import Source, atlas_subject
+from training.anatomy.atlas import Source, UnusableAtlas, atlas_subject
 from training.anatomy.ct import read_ct
 from training.anatomy.ct_femur import ct_subject
 from training.anatomy.labels import read_labels
@@ -37,12 +37,13 @@ from training.ladders.refusals import (
 from training.ladders.report import Evidence, print_evidence, write_evidence
 from training.pairs import load_pairs
 from training.split import split_subjects
-from training.targets import SubjectTarget, make_targets
+from training.targets import SubjectTarget, canonical_figures, make_targets
 from training.whole import measure_whole
 
 _REFERENCE = SHIPPED_FOLDER / "reference" / "nhanes3.toml"
 
-_CT_SCALES = (0.6, 1.3)
+_CT_DENSITIES_G_CM2 = (0.5, 1.1)
+"""Areal BMD of the total hip that a CT's femur is scaled to: from osteoporosis to a young adult's."""
 _PAGE_COLUMNS = 170
 """Width of the tables where they go to a file."""
 
@@ -80,6 +81,10 @@ def ladders_command(
     reference: Annotated[Path, typer.Option(help="Reference population for classes.")] = _REFERENCE,
 ) -> None:
     """Show what a bundle does with less dose, other vendors, smaller files, other bodies, poses, and with what must be refused."""
+    if ct is not None and (anatomy is None or ct_labels is None):
+        raise ConfigurationError(
+            "--ct needs --ct-labels, which voxel is femur, and --anatomy, whose bodies it is put into"
+        )
     run = load_run(config)
     pairs = load_pairs(folder / "pairs")
     start = int(split_subjects(run.pairs.count, run.split).test[0]) if first is None else first
@@ -104,11 +109,7 @@ def ladders_command(
         if anatomy is None
         else {_named(one, predictor.bundle): _strangers(anatomy, run.pairs.seed, one, persons) for one in Source}
     )
-    if ct is not None:
-        if anatomy is None or ct_labels is None:
-            raise ConfigurationError(
-                "--ct needs --ct-labels, which voxel is femur, and --anatomy, whose bodies it is put into"
-            )
+    if ct is not None and ct_labels is not None and anatomy is not None:
         sources[f"femur of {ct.name}"] = _of_ct(anatomy, ct, ct_labels, ct_side, run.pairs.seed, persons)
     shift = [groups.anatomy_ladder(read, everyone, sources, run.seed)] if sources else []
     spoiled = [hip for hip in held_out if not is_native(hip.figures)]
@@ -146,12 +147,14 @@ def _of_ct(
 ) -> list[SubjectTarget]:
     """One femur in many bodies and poses, its mineral scaled, so that there is something to read."""
     volume, map_ = read_ct(ct), read_labels(labels)
-    calibration = calibrate_by_tissues(volume)
-    scales = np.random.default_rng((population_seed, 7)).uniform(*_CT_SCALES, persons)
-    return [
-        make_targets(ct_subject(anatomy, volume, map_, calibration, side, population_seed + 1, number, scale))
-        for number, scale in enumerate(tqdm(scales.tolist(), desc="CT", unit="person"))
-    ]
+    drawn = partial(ct_subject, anatomy, volume, map_, calibrate_by_tissues(volume), side, population_seed + 1)
+    as_it_is = drawn(0)
+    own = canonical_figures(as_it_is.bone("right_femur"), as_it_is.landmarks[Side.RIGHT])["total_hip"]
+    if own["areal_bmd_g_cm2"] is None:
+        raise UnusableAtlas(f"{ct} shows no whole total hip on the {side.name.lower()} side")
+    wanted = np.random.default_rng((population_seed, 7)).uniform(*_CT_DENSITIES_G_CM2, persons)
+    scales = (wanted / own["areal_bmd_g_cm2"]).tolist()
+    return [make_targets(drawn(number, scale)) for number, scale in enumerate(tqdm(scales, desc="CT", unit="person"))]
 
 
 def _strangers(anatomy: Path, population_seed: int, source: Source, persons: int) -> list[SubjectTarget]:
