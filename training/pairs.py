@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from dicomnode.errors import ConfigurationError
 from dicomnode.inference.frame import LOCATOR_SIZE
 from training.anatomy.atlas import Source, atlas_subject
 from training.anatomy.phantom import Phantom, make_phantom
@@ -173,13 +174,13 @@ def load_atlas(folder: Path, configuration: AtlasConfiguration | None) -> Pairs 
     """Open a run's persons with bones of reference anatomy; None where it has none, or they were not made.
 
     Raises:
-        ValueError: the folder holds fewer than the run asks for.
+        ConfigurationError: the folder holds fewer than the run asks for.
     """
     if configuration is None or not (folder / "atlas" / "pairs.json").exists():
         return None
     pairs = load_pairs(folder / "atlas")
     if pairs.count < configuration.count:
-        raise ValueError(
+        raise ConfigurationError(
             f"{folder / 'atlas'} holds {pairs.count} of {configuration.count} persons; run `python -m training pairs --anatomy`"
         )
     return pairs

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from dicomnode.domain.measurement import Region
+from dicomnode.errors import ConfigurationError
 from dicomnode.inference import frame
 from dicomnode.inference.channels import CANONICAL, REGIONS
 from dicomnode.inference.frame import Label
@@ -18,6 +19,7 @@ from training.anatomy.phantom import make_phantom
 from training.anatomy.population import draw_subject
 from training.augment import MINERAL_FACTOR, HipExample, finish_hip_example, hip_example, overview_example
 from training.config import (
+    AtlasConfiguration,
     NetworkConfiguration,
     PairsConfiguration,
     RunConfiguration,
@@ -34,7 +36,7 @@ from training.losses import (
     masked_mean,
     region_loss,
 )
-from training.pairs import Pairs, load_pairs, make_pairs
+from training.pairs import Pairs, load_atlas, load_pairs, make_pairs
 from training.split import Split, split_subjects
 from training.targets import MARGIN_PX, make_targets, scale_mineral
 from training.train import HipExamples, learning_rate_share, train
@@ -191,6 +193,22 @@ def test_a_stage_draws_its_share_from_the_atlas_and_the_other_examples_stay_the_
     assert 0 < sum(same) < 12
     absent = HipExamples(pairs, np.arange(2), 1, Stage(1, 1e-3, atlas=0.5), None)
     assert all(np.array_equal(alone[n]["network_input"], absent[n]["network_input"]) for n in range(4))
+
+
+def test_persons_with_atlas_bones_are_stored_as_pairs_and_not_mixed_with_phantoms(
+    reference_data: Path, tmp_path: Path
+) -> None:
+    asked = AtlasConfiguration(count=1, seed=3)
+    assert load_atlas(tmp_path, asked) is None  # none made: the run goes on without
+    make_pairs(asked, tmp_path / "atlas", anatomy=reference_data / "anatomy")
+    atlas = load_atlas(tmp_path, asked)
+    assert atlas is not None and atlas.count == 1
+    phantom = make_targets(make_phantom(draw_subject(3, 0))).hips[0].figures["canonical"]["total_hip"]["area_cm2"]
+    assert abs(atlas.hip(0).figures["canonical"]["total_hip"]["area_cm2"] - phantom) > 0.1  # the bones are others
+    with pytest.raises(ValueError, match="bones"):
+        make_pairs(PairsConfiguration(count=1, seed=3), tmp_path / "atlas")
+    with pytest.raises(ConfigurationError, match="1 of 2 persons"):
+        load_atlas(tmp_path, AtlasConfiguration(count=2, seed=3))
 
 
 # --- losses -------------------------------------------------------------------------------------------------------------
