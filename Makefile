@@ -65,12 +65,12 @@ evaluate: $(VENV)/development.stamp  ## measure the shipped model on held-out ph
 
 .PHONY: train
 train: $(VENV)/development.stamp  ## make the simulated pairs and train the networks (hours)
-	@$(BIN)/python -m training pairs
+	@$(BIN)/python -m training pairs $(if $(ANATOMY),--anatomy $(ANATOMY))
 	@$(BIN)/python -m training train
 
 .PHONY: model
-model: $(VENV)/development.stamp  ## all of it: pairs, training, evaluation, export of the shipped bundle (hours)
-	@$(BIN)/python -m training build
+model: $(VENV)/development.stamp  ## all of it: pairs, training, evaluation, export of the shipped bundle (hours); ANATOMY=FOLDER adds atlas bones
+	@$(BIN)/python -m training build $(if $(ANATOMY),--anatomy $(ANATOMY))
 
 .PHONY: clean
 clean:  ## remove .venv, caches, demo and test leftovers
