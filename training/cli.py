@@ -23,8 +23,9 @@ from training.calibration.report import calibration_table, write_calibration
 from training.calibration.rod_phantom import load_rod_phantom
 from training.calibration.rods import calibrate_by_rods
 from training.calibration.tissues import calibrate_by_tissues
+from training.cases import QUANTITY_LABELS
 from training.config import RunConfiguration, load_run
-from training.evaluate import QUANTITY_LABELS, Summary, evaluate, summarise, write_evaluation
+from training.evaluate import Summary, evaluate, summarise, write_evaluation
 from training.evaluate_real import evaluate_real, summarise_real
 from training.export import export
 from training.hospital.cases import decide

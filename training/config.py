@@ -10,7 +10,7 @@ from dicomnode.errors import ConfigurationError
 
 PRECISIONS = ("auto", "32-true", "bf16-mixed")
 _HIPS_ONLY = ("mineral_scaled", "voltage_told", "atlas", "gradient_correlation", "pelvis_mass", "adversarial")
-"""What a stage of the locator, which sees no single hip, cannot have."""
+"""What a stage of a network that sees no single hip cannot have."""
 _WIDTH_STEP = 8
 _LEAST_WIDTH = 16
 """Narrower networks kill the process in torch 2.13's channels-last backward pass on CPU (seen with 4 and 8 channels)."""
@@ -144,36 +144,54 @@ def load_run(path: Path) -> RunConfiguration:
             f"{path}: hospital.share {real.share:g} must lie between 0 and 1 (phantoms are needed too), hospital.validation"
             f" {real.validation:g} and hospital.test {real.test:g} at 0 or above and together below 1"
         )
-    for name, network in (("decomposer", run.decomposer), ("locator", run.locator)):
-        check_network(f"{path}: {name}", network)
-    for stage, option in product(run.locator.stages, _HIPS_ONLY):
-        if getattr(stage, option):
-            raise ConfigurationError(f"{path}: locator.stages: {option} is for the decomposer; leave it out here")
-    _check_engine(f"{path}: engine", run.engine)
+    check_network(f"{path}: decomposer", run.decomposer, sees_hips=True)
+    check_network(f"{path}: locator", run.locator)
+    check_engine(f"{path}: engine", run.engine)
     return run
 
 
-def check_network(place: str, network: NetworkConfiguration) -> None:
-    """Refuse what torch cannot train.
+def check_network(place: str, network: NetworkConfiguration, *, sees_hips: bool = False) -> None:
+    """Refuse what torch cannot train, or has no meaning for this network.
 
     Raises:
-        ConfigurationError: a width is too small or no multiple, or a share or weight is negative; the message begins with `place`.
+        ConfigurationError: a width is too small or no multiple, there is nothing to train by, a share or weight is negative, or a
+            stage asks for what only a network that sees single hips can have; the message begins with `place`.
     """
     if any(width < _LEAST_WIDTH or width % _WIDTH_STEP for width in network.widths):
         raise ConfigurationError(
             f"{place}.widths {list(network.widths)} must be multiples of {_WIDTH_STEP} and at least {_LEAST_WIDTH}"
         )
+    if min(network.batch, len(network.stages), *(stage.steps for stage in network.stages)) < 1:
+        raise ConfigurationError(f"{place}: batch, stages and the steps of each stage must be at least 1")
     for stage, option in product(network.stages, _HIPS_ONLY):
         if getattr(stage, option) < 0:
             raise ConfigurationError(f"{place}.stages: {option} = {getattr(stage, option)} must not be negative")
+        if getattr(stage, option) and not sees_hips:
+            raise ConfigurationError(f"{place}.stages: {option} is for the decomposer; leave it out here")
 
 
-def _check_engine(place: str, engine: EngineConfiguration) -> None:
+def check_engine(place: str, engine: EngineConfiguration) -> None:
+    """Refuse devices or a precision that there cannot be.
+
+    Raises:
+        ConfigurationError: the message begins with `place`.
+    """
     counted = isinstance(engine.devices, int) and engine.devices > 0
     if not counted and engine.devices != "auto":
         raise ConfigurationError(f'{place}.devices = {engine.devices!r} must be "auto" or a number of devices')
     if engine.precision not in PRECISIONS:
         raise ConfigurationError(f"{place}.precision = {engine.precision!r} must be one of {', '.join(PRECISIONS)}")
+
+
+def check_values(path: Path, *checks: tuple[bool, str, str]) -> None:
+    """Refuse the first value that is not right, from (whether it is right, its place, what is expected of it).
+
+    Raises:
+        ConfigurationError: the message names file and place.
+    """
+    for is_right, place, expected in checks:
+        if not is_right:
+            raise ConfigurationError(f"{path}: {place}: expected {expected}")
 
 
 def read_frozen(path: Path, kind: type[Any]) -> Any:

@@ -26,6 +26,10 @@ from dicomnode.inference.frame import FramedHip
 from dicomnode.inference.plausibility import canonical_share, check_hip, check_region, explained, shaft_angle_deg
 from dicomnode.inference.predictor import Decomposition, Predictor
 from training.augment import METAL_G_CM2, random_radiograph
+from training.cases import CANONICAL as CANONICAL
+from training.cases import PROJECTED as PROJECTED
+from training.cases import QUANTITY_LABELS
+from training.cases import RegionCase as RegionCase
 from training.direct import DirectNet, direct_figures
 from training.methods import MethodComparison, compare_methods, draw_methods
 from training.pairs import HipPair, Pairs
@@ -33,41 +37,10 @@ from training.statistics import Agreement, agreement
 from training.targets import MARGIN_PX
 from training.whole import WholeCase
 
-QUANTITY_LABELS = {
-    "areal_bmd_g_cm2": "aBMD, g/cm²",
-    "bmc_g": "BMC, g",
-    "area_cm2": "area, cm²",
-    "volumetric_bmd_mg_cm3": "vBMD, mg/cm³",
-    "projected_areal_bmd_g_cm2": "aBMD as posed, g/cm²",
-}
-"""Attributes of `domain.measurement.RegionMeasurement`: of the canonical pose, and last as projected in the radiograph's."""
-PROJECTED = "projected_areal_bmd_g_cm2"
-CANONICAL = tuple(name for name in QUANTITY_LABELS if name != PROJECTED)
 _LOCATOR_ERROR_SD_MM = 2.0
 """Heads are placed this much beside their place, as the locator would; `inference.predictor` looks twice beyond 3 mm."""
 _MOST_OFFSET_PX = 8
 _SIMULATED = "simulated radiographs of phantoms, not patients"
-
-
-@dataclass(frozen=True)
-class RegionCase:
-    """Truth and prediction of one region of one held-out hip; predictions are None where the node refuses."""
-
-    subject: int
-    side: str
-    region: str
-    kind: str
-    """"native" AP hip, "implant" or "wrong_view"."""
-    refused: str
-    """Reason, or empty where the region has figures."""
-    truth: dict[str, float]
-    """Quantity of `QUANTITY_LABELS` -> figure."""
-    prediction: dict[str, float]
-    """The same; empty where the node refuses."""
-    spread: dict[str, float]
-    """Quantity of `CANONICAL` -> what the network thinks of its relative error; empty where the node refuses."""
-    direct: dict[str, float]
-    """Quantity of `CANONICAL` -> what the conventional method reads from the same crop; empty without one."""
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,9 @@ from dicomnode.domain.measurement import Region
 from dicomnode.inference.bundle import Intervals
 from dicomnode.inference.frame import FramedHip
 from dicomnode.inference.predictor import Predictor
+from training.cases import RegionCase
 from training.evaluate import (
     HipReading,
-    RegionCase,
     hip_reading,
     locator_error_px,
     region_cases,

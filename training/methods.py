@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,13 +11,11 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from dicomnode.domain.measurement import Region
+from training.cases import RegionCase
 from training.config import RunConfiguration
 from training.direct import DirectNet
 from training.statistics import Agreement, Values, agreement, bootstrap_intervals, r_and_rmse
 from training.train import direct_network
-
-if TYPE_CHECKING:
-    from training.evaluate import RegionCase
 
 QUANTITIES = ("areal_bmd_g_cm2", "volumetric_bmd_mg_cm3")
 METHODS = ("decomposition", "direct regression")
@@ -49,7 +47,7 @@ def load_direct(folder: Path, run: RunConfiguration) -> DirectNet | None:
     return network.eval()
 
 
-def compare_methods(cases: Iterable["RegionCase"]) -> dict[str, dict[str, MethodComparison]]:
+def compare_methods(cases: Iterable[RegionCase]) -> dict[str, dict[str, MethodComparison]]:
     """Region -> quantity -> comparison, over the native hips that both methods read."""
     read = [case for case in cases if case.kind == "native" and not case.refused and case.direct]
     table: dict[str, dict[str, MethodComparison]] = {}
@@ -60,7 +58,7 @@ def compare_methods(cases: Iterable["RegionCase"]) -> dict[str, dict[str, Method
     return table
 
 
-def _compare(cases: list["RegionCase"], quantity: str) -> MethodComparison:
+def _compare(cases: list[RegionCase], quantity: str) -> MethodComparison:
     truth, proposed, direct = (
         np.array([getattr(case, part)[quantity] for case in cases], np.float64)
         for part in ("truth", "prediction", "direct")
@@ -81,7 +79,7 @@ def _gains(truth: Values, proposed: Values, direct: Values) -> Values:
     return np.array([r - r_direct, rmse_direct - rmse])
 
 
-def draw_methods(path: Path, cases: Iterable["RegionCase"], title: str) -> None:
+def draw_methods(path: Path, cases: Iterable[RegionCase], title: str) -> None:
     """Scatter both methods' areal BMD of total hip and neck, one row per method."""
     read = [case for case in cases if case.kind == "native" and not case.refused and case.direct]
     figure = Figure(figsize=(10, 10), layout="constrained")

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from training.evaluate import QUANTITY_LABELS
+from training.cases import QUANTITY_LABELS
 
 
 def model_card(document: dict[str, Any]) -> str:

@@ -64,6 +64,8 @@ class Task:
     examples: Examples
     draws_maps: bool = False
     """Whether the answer is `Decomposed` and the batch `HipBatch`: then there are pictures and may be discriminators."""
+    memory_format: torch.memory_format = torch.channels_last
+    """Of the weights; `torch.channels_last` is for images, not for volumes."""
 
 
 def decomposer_shape(configuration: NetworkConfiguration) -> NetworkShape:
@@ -296,7 +298,7 @@ def fit_stage(
         done: where the averaged weights go.
         drawn: steps of the stages before: their examples do not come again.
     """
-    module = synchronised(fabric, task.network).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    module = synchronised(fabric, task.network).to(memory_format=task.memory_format)  # type: ignore[call-overload]
     adamw = torch.optim.AdamW(module.parameters(), stage.learning_rate, weight_decay=configuration.weight_decay)
     schedule = torch.optim.lr_scheduler.LambdaLR(adamw, partial(learning_rate_share, steps=stage.steps))
     network, optimizer = fabric.setup(module, adamw)
@@ -312,6 +314,8 @@ def fit_stage(
     network.train()
     with Record(done.parent, done.stem, first, stage.steps, writes=fabric.is_global_zero) as record:
         for step, batch in enumerate(loader, first):
+            # What dropout leaves out follows from step and process: an interruption changes nothing.
+            torch.manual_seed(seed + (drawn + step) * fabric.world_size + fabric.global_rank)
             answer = network(*_inputs(batch))
             terms = task.loss(answer, batch, stage)
             if adversary is not None:

@@ -10,13 +10,10 @@ import pytest
 from dicomnode.domain.measurement import Region
 from dicomnode.errors import ConfigurationError
 from dicomnode.inference.bundle import Intervals
+from training.cases import CANONICAL, PROJECTED, QUANTITY_LABELS, RegionCase
 from training.config import load_run
 from training.evaluate import (
-    CANONICAL,
-    PROJECTED,
-    QUANTITY_LABELS,
     HipReading,
-    RegionCase,
     summarise,
     write_evaluation,
 )

@@ -340,6 +340,7 @@ def test_a_value_out_of_range_is_refused_with_its_place(tmp_path: Path) -> None:
     for old, new, place in (
         ("most = 0.5", "most = 1.0", "infiltration.most"),
         ("[24, 32", "[20, 32", "network.widths"),
+        ("steps = 1800", "steps = 1800\nadversarial = 1.0", "network.stages: adversarial is for"),
     ):
         assert old in text
         path = tmp_path / "run.toml"

@@ -20,8 +20,9 @@ from dicomnode.inference.network import HipNet
 from dicomnode.inference.predictor import Predictor
 from tests.tiny_bundle import write_tiny_bundle
 from training.augment import HipExample, hip_example, real_hip_example
+from training.cases import QUANTITY_LABELS, RegionCase
 from training.config import HospitalConfiguration, PairsConfiguration, Stage, load_run
-from training.evaluate import QUANTITY_LABELS, RegionCase, summarise
+from training.evaluate import summarise
 from training.evaluate_real import FEWEST_PATIENTS, evaluate_real, refit_intervals, summarise_real
 from training.hospital.cases import decide, save_arrays, write_report
 from training.hospital.project import RealHip

@@ -1,6 +1,7 @@
 """Segmentation of CT: the phantom's CT, the network's inference, sides, quality, files and settings."""
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,18 +19,16 @@ from training.anatomy.labels import LabelMap, label_map, read_labels
 from training.anatomy.pelvis import PelvisPart, pelvis_parts, pelvis_volumes
 from training.anatomy.phantom import Phantom, make_phantom
 from training.anatomy.population import draw_subject
-from training.config import SplitConfiguration
+from training.config import NetworkConfiguration, PairsConfiguration, SplitConfiguration, Stage
 from training.segmentation.cli import write_labels
 from training.segmentation.config import (
     AtlasConfiguration,
     InferenceConfiguration,
-    NetworkConfiguration,
-    PhantomsConfiguration,
     SegmentationRun,
-    TrainingConfiguration,
+    UNetConfiguration,
     load_segmentation,
 )
-from training.segmentation.library import draw_example, load_tissues, make_library, phantom_file
+from training.segmentation.library import Example, draw_example, load_tissues, make_library, phantom_file
 from training.segmentation.model import SegmentationModel, load_model, save_model
 from training.segmentation.network import CLASSES, build_network, network_input
 from training.segmentation.phantom_ct import hip_box, hip_case, labelled_ct
@@ -55,10 +54,10 @@ RUN = SegmentationRun(
     name="tiny",
     version="0",
     seed=1,
-    phantoms=PhantomsConfiguration(count=1, seed=1),
+    phantoms=PairsConfiguration(count=1, seed=1),
     split=SplitConfiguration(0.0, 0.1),
-    network=NetworkConfiguration(voxel_mm=6.0, channels=(8, 8), residual_units=1, dropout=0.3),
-    training=TrainingConfiguration(patch=16, steps=2, batch=2, learning_rate=1e-3),
+    network=NetworkConfiguration(widths=(8, 8), batch=2, stages=(Stage(4, 1e-3),)),
+    unet=UNetConfiguration(voxel_mm=6.0, patch=16, residual_units=1, dropout=0.3),
     inference=InferenceConfiguration(samples=3, overlap=0.25, least_dice=0.9),
 )
 LINE = QualityLine((0.0, 0.1), (1.0, 0.5))
@@ -84,8 +83,8 @@ def at(tissues: Tissues, volume: NDArray[Any], point_mm: NDArray[np.float64]) ->
 
 def tiny_model(dropout: float = 0.3, network: nn.Module | None = None) -> SegmentationModel:
     torch.manual_seed(0)
-    run = replace(RUN, network=replace(RUN.network, dropout=dropout))
-    return SegmentationModel(run, (network or build_network(run.network)).eval(), LINE)
+    run = replace(RUN, unet=replace(RUN.unet, dropout=dropout))
+    return SegmentationModel(run, (network or build_network(run)).eval(), LINE)
 
 
 def one_voxel(**shares: float) -> float:
@@ -274,7 +273,7 @@ def test_a_label_map_comes_back_on_the_ct_grid_and_from_its_file(tmp_path: Path)
     network = _Threshold()
     network.register_parameter("place", nn.Parameter(torch.zeros(1)))
     model = tiny_model(network=network)
-    found = segment(CtVolume(hu, matrix), replace(model, run=replace(RUN, network=replace(RUN.network, voxel_mm=2.0))))
+    found = segment(CtVolume(hu, matrix), replace(model, run=replace(RUN, unet=replace(RUN.unet, voxel_mm=2.0))))
     assert found.labels.values.shape == hu.shape
     assert dice_coefficient(found.labels.values > 0, hu > 300) > 0.97
     volume = sum(figure.volume_cm3 for figure in found.figures.values())
@@ -333,13 +332,24 @@ def test_a_model_comes_back_from_disk_and_damage_is_seen(tmp_path: Path) -> None
         load_model(tmp_path)
     document = json.loads((tmp_path / "segmentation.json").read_text())
     (tmp_path / "segmentation.json").write_text(json.dumps({**document, "format": 99}))
-    with pytest.raises(BundleError, match="format 99, expected 1"):
+    with pytest.raises(BundleError, match="format 99, expected 2"):
         load_model(tmp_path)
     with pytest.raises(BundleError, match="holds no segmentation"):
         load_model(tmp_path / "nowhere")
 
 
-def test_training_goes_on_with_the_same_examples_and_ends(tmp_path: Path) -> None:
+def _stops_after(count: int) -> Callable[..., Example]:
+    calls = iter(range(count))
+
+    def draws(file: Path, patch: int, voxel_mm: float, random: np.random.Generator) -> Example:
+        if next(calls, None) is None:
+            raise InterruptedError
+        return draw_example(file, patch, voxel_mm, random)
+
+    return draws
+
+
+def test_an_interrupted_training_goes_on_to_the_weights_it_would_have_had(tmp_path: Path) -> None:
     library = tmp_path / "phantoms"
     make_library(RUN, library, None, lambda n: None)
     first, again = (draw_example(phantom_file(library, 0), 16, 6.0, np.random.default_rng(4)) for _ in range(2))
@@ -351,29 +361,41 @@ def test_training_goes_on_with_the_same_examples_and_ends(tmp_path: Path) -> Non
     train(run, library, tmp_path / "run")
     weights = torch.load(tmp_path / "run" / "network.pt", weights_only=True)
     assert all(bool(torch.isfinite(tensor).all()) for tensor in weights.values())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("training.segmentation.train.draw_example", _stops_after(5))
+        with pytest.raises(InterruptedError):
+            train(run, library, tmp_path / "parts", save_every=2)
+    assert (tmp_path / "parts" / "network.checkpoint.pt").exists()
+    train(run, library, tmp_path / "parts", save_every=2)
+    again_weights = torch.load(tmp_path / "parts" / "network.pt", weights_only=True)
+    assert all(torch.equal(again_weights[name], tensor) for name, tensor in weights.items())  # dropout and all
     stored = load_tissues(phantom_file(library, 0))
     case = hip_case(stored, draw_subject(1, 0), "cut", np.random.default_rng(1))
     assert case.ct.hu.shape == case.truth.values.shape
     with pytest.raises(ConfigurationError, match="phantoms of seed 1, expected 2"):
-        make_library(replace(RUN, phantoms=PhantomsConfiguration(1, 2)), library, None, lambda n: None)
+        make_library(replace(RUN, phantoms=PairsConfiguration(1, 2)), library, None, lambda n: None)
     with pytest.raises(ConfigurationError, match="--atlas"):
         make_library(replace(RUN, atlas=AtlasConfiguration(1, 0.5)), library, None, lambda n: None)
 
 
 def test_the_shipped_configuration_is_sound() -> None:
     run = load_segmentation(CONFIGURATION)
-    assert run.training.patch % 2 ** (len(run.network.channels) - 1) == 0
+    assert run.unet.patch % 2 ** (len(run.network.widths) - 1) == 0
 
 
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ("patch = 56", "patch = 50", "training.patch: expected a multiple of 8"),
-        ("dropout = 0.1", "dropout = 1.0", "network.dropout: expected from 0 to below 1"),
+        ("patch = 56", "patch = 50", "unet.patch: expected a multiple of 8"),
+        ("dropout = 0.1", "dropout = 1.0", "unet.dropout: expected from 0 to below 1"),
         ("samples = 6", "samples = 0", "inference.samples: expected at least 1"),
-        ("voxel_mm = 3.5", "voxel_cm = 3.5", "network: unknown key 'voxel_cm'"),
+        ("voxel_mm = 3.5", "voxel_cm = 3.5", "unet: unknown key 'voxel_cm'"),
         ("count = 6 ", "count = 0 ", "atlas.count: expected at least 1"),
-        ("steps = 240", "", "training: .*steps"),
+        ("steps = 240", "", "stages: .*steps"),
+        ("steps = 240", "steps = 0", "network: batch, stages and the steps of each stage must be at least 1"),
+        ("batch = 2", "batch = 0", "network: batch, stages and the steps"),
+        ("steps = 240", "steps = 240\nadversarial = 1.0", "adversarial is for the decomposer"),
+        ('name = "hip', 'engine = { devices = 0 }\nname = "hip', "engine.devices = 0 must be"),
     ],
 )
 def test_a_wrong_setting_is_named_with_its_place(tmp_path: Path, old: str, new: str, message: str) -> None:

@@ -13,6 +13,7 @@ from dicomnode.inference.frame import FramedHip
 from dicomnode.inference.plausibility import check_hip, check_region
 from dicomnode.inference.predictor import Decomposition, Predictor
 from training import evaluate
+from training.cases import QUANTITY_LABELS
 
 REGIONS = (Region.TOTAL_HIP, Region.FEMORAL_NECK)
 """Those that a diagnosis may rest on (`dicomnode.clinical.scores.DIAGNOSTIC_REGIONS`)."""
@@ -86,4 +87,4 @@ def is_areal_bmd(name: str) -> bool:
 def label(name: str) -> str:
     """Word a quantity for people, e.g. "total hip aBMD, g/cm²"."""
     region, _, figure = name.partition(".")
-    return f"{region.replace('_', ' ')} {evaluate.QUANTITY_LABELS[figure]}"
+    return f"{region.replace('_', ' ')} {QUANTITY_LABELS[figure]}"

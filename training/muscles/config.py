@@ -1,10 +1,18 @@
 """A run for the muscles is one TOML file, read by the manner of `training.config`."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from dicomnode.errors import ConfigurationError
-from training.config import NetworkConfiguration, PairsConfiguration, SplitConfiguration, check_network, read_frozen
+from training.config import (
+    EngineConfiguration,
+    NetworkConfiguration,
+    PairsConfiguration,
+    SplitConfiguration,
+    check_engine,
+    check_network,
+    check_values,
+    read_frozen,
+)
 
 
 @dataclass(frozen=True)
@@ -37,6 +45,7 @@ class MusclesRun:
     subjects: SubjectsConfiguration
     infiltration: InfiltrationConfiguration
     network: NetworkConfiguration
+    engine: EngineConfiguration = field(default_factory=EngineConfiguration)
 
 
 def load_muscles_run(path: Path) -> MusclesRun:
@@ -47,13 +56,12 @@ def load_muscles_run(path: Path) -> MusclesRun:
     """
     run: MusclesRun = read_frozen(path, MusclesRun)
     check_network(f"{path}: network", run.network)
-    for is_right, place, expected in (
+    check_engine(f"{path}: engine", run.engine)
+    check_values(
+        path,
         (0 < run.split.validation + run.split.test < 1, "split", "validation + test between 0 and 1"),
         (run.subjects.training > 0 and run.subjects.test > 2, "subjects", "training at least 1, test at least 3"),
         (0 <= run.infiltration.share <= 1, "infiltration.share", "from 0 to 1"),
         (0 <= run.infiltration.most < 1, "infiltration.most", "from 0 to below 1"),
-        (len(run.network.stages) > 0 and run.network.batch > 0, "network.stages and network.batch", "at least 1"),
-    ):
-        if not is_right:
-            raise ConfigurationError(f"{path}: {place}: expected {expected}")
+    )
     return run

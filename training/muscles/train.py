@@ -12,7 +12,7 @@ from torch.utils.data import Dataset
 
 from dicomnode.inference.network import Decomposed, HipNet, NetworkShape
 from training.anatomy.muscles import CHANNELS
-from training.config import EngineConfiguration, Stage
+from training.config import Stage
 from training.engine import make_fabric
 from training.losses import masked_mean
 from training.muscles.augment import PIXEL_CM2, muscle_example
@@ -94,7 +94,7 @@ def muscle_loss(prediction: Tensor, target: Tensor, field: Tensor) -> dict[str, 
 def train(run: MusclesRun, pairs: Pairs, muscles: Path, folder: Path, *, workers: int = 0) -> None:
     """Leave `network.pt` (averaged weights) and `losses.jsonl` in `folder`; goes on from its last checkpoint."""
     folder.mkdir(parents=True, exist_ok=True)
-    make_fabric(EngineConfiguration()).launch(
+    make_fabric(run.engine).launch(
         partial(_train, run=run, pairs=pairs, muscles=muscles, folder=folder, workers=workers)
     )
 

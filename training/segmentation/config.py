@@ -1,18 +1,18 @@
 """A segmentation run is one TOML file, read by the manner of `training.config`."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from dicomnode.errors import ConfigurationError
-from training.config import SplitConfiguration, read_frozen
-
-
-@dataclass(frozen=True)
-class PhantomsConfiguration:
-    """The people that are learned from."""
-
-    count: int
-    seed: int
+from training.config import (
+    EngineConfiguration,
+    NetworkConfiguration,
+    PairsConfiguration,
+    SplitConfiguration,
+    check_engine,
+    check_network,
+    check_values,
+    read_frozen,
+)
 
 
 @dataclass(frozen=True)
@@ -26,30 +26,16 @@ class AtlasConfiguration:
 
 
 @dataclass(frozen=True)
-class NetworkConfiguration:
-    """MONAI's residual U-Net: each level halves the grid, the first one too."""
+class UNetConfiguration:
+    """MONAI's residual U-Net in 3D: each level, a width of the network, halves the grid, the first one too."""
 
     voxel_mm: float
     """Of the cubic grid that it sees; CTs are resampled to it and back."""
-    channels: tuple[int, ...]
+    patch: int
+    """Edge in voxels of the cubes that are learned from, and of the sliding window."""
     residual_units: int
     dropout: float
     """Share of the channels that are left out, in training and in each sample of the inference."""
-
-
-@dataclass(frozen=True)
-class TrainingConfiguration:
-    """How it is trained."""
-
-    patch: int
-    """Edge in voxels of the cubes that are learned from, and of the sliding window."""
-    steps: int
-    batch: int
-    learning_rate: float
-    """Peak of a one-cycle schedule."""
-    weight_decay: float = 1e-4
-    ema: float = 0.99
-    """Decay of the exponential moving average of the weights, which is what is used."""
 
 
 @dataclass(frozen=True)
@@ -71,12 +57,14 @@ class SegmentationRun:
     name: str
     version: str
     seed: int
-    phantoms: PhantomsConfiguration
+    phantoms: PairsConfiguration
+    """The people that are learned from."""
     split: SplitConfiguration
     network: NetworkConfiguration
-    training: TrainingConfiguration
+    unet: UNetConfiguration
     inference: InferenceConfiguration
     atlas: AtlasConfiguration = AtlasConfiguration()
+    engine: EngineConfiguration = field(default_factory=EngineConfiguration)
 
 
 def load_segmentation(path: Path) -> SegmentationRun:
@@ -86,8 +74,11 @@ def load_segmentation(path: Path) -> SegmentationRun:
         ConfigurationError: unreadable, a key is missing or unknown, or a value is out of range; the message names its place.
     """
     run: SegmentationRun = read_frozen(path, SegmentationRun)
-    stride = 2 ** (len(run.network.channels) - 1)
-    for is_right, place, expected in (
+    stride = 2 ** (len(run.network.widths) - 1)
+    check_network(f"{path}: network", run.network)
+    check_engine(f"{path}: engine", run.engine)
+    check_values(
+        path,
         (0 < run.split.validation + run.split.test < 1, "split", "validation + test between 0 and 1"),
         (run.phantoms.count > 0, "phantoms.count", "at least 1"),
         (
@@ -96,19 +87,16 @@ def load_segmentation(path: Path) -> SegmentationRun:
             "a count of at least 0, a share from 0 to below 1",
         ),
         (run.atlas.count > 0 or run.atlas.share == 0, "atlas.count", "at least 1 where atlas.share is not 0"),
-        (run.network.voxel_mm > 0, "network.voxel_mm", "more than 0"),
-        (len(run.network.channels) > 1, "network.channels", "two levels or more"),
-        (0 <= run.network.dropout < 1, "network.dropout", "from 0 to below 1"),
+        (len(run.network.widths) > 1, "network.widths", "two levels or more"),
+        (run.unet.voxel_mm > 0, "unet.voxel_mm", "more than 0"),
+        (0 <= run.unet.dropout < 1, "unet.dropout", "from 0 to below 1"),
         (
-            run.training.patch > 0 and run.training.patch % stride == 0,
-            "training.patch",
+            run.unet.patch > 0 and run.unet.patch % stride == 0,
+            "unet.patch",
             f"a multiple of {stride}, which is what the network's levels divide by",
         ),
-        (run.training.steps > 0 and run.training.batch > 0, "training.steps and training.batch", "at least 1"),
         (run.inference.samples > 0, "inference.samples", "at least 1"),
         (0 <= run.inference.overlap < 1, "inference.overlap", "from 0 to below 1"),
         (0 < run.inference.least_dice < 1, "inference.least_dice", "between 0 and 1"),
-    ):
-        if not is_right:
-            raise ConfigurationError(f"{path}: {place}: expected {expected}")
+    )
     return run

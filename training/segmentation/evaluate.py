@@ -76,7 +76,7 @@ def finish(
     trained = folder / "network.pt"
     if not trained.exists():
         raise ConfigurationError(f"{trained} does not exist; run `python -m training segmentation train`")
-    network = build_network(run.network)
+    network = build_network(run)
     network.load_state_dict(torch.load(trained, map_location="cpu", weights_only=True))
     bare = SegmentationModel(run, network, QualityLine((0.0,), (1.0,)))
     save_model(bare, provenance, folder / "model")

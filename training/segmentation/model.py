@@ -16,7 +16,7 @@ from training.segmentation.config import SegmentationRun
 from training.segmentation.network import build_network
 from training.segmentation.quality import QualityLine
 
-FORMAT = 1
+FORMAT = 2
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ def load_model(folder: Path) -> SegmentationModel:
         run: SegmentationRun = build_frozen(SegmentationRun, document["run"], str(folder))
     except ConfigurationError as error:
         raise BundleError(str(error)) from error
-    network = build_network(run.network)
+    network = build_network(run)
     network.load_state_dict({k: v.float() for k, v in load_file(folder / "weights.safetensors").items()})
     device = "cuda" if torch.cuda.is_available() else "cpu"
     quality = QualityLine(*(tuple(document["quality"][name]) for name in ("uncertainty", "predicted_dice")))

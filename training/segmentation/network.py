@@ -9,7 +9,7 @@ from monai.networks.nets.unet import UNet
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from training.segmentation.config import NetworkConfiguration
+from training.segmentation.config import SegmentationRun
 
 CLASSES = 4
 """Nothing, femur, hip bone, sacrum."""
@@ -17,7 +17,7 @@ _SOFT_HU, _BONE_HU = (-200.0, 300.0), (-1000.0, 2000.0)
 """Windows of the two channels: tissues apart, and bone without saturation."""
 
 
-def build_network(configuration: NetworkConfiguration) -> nn.Module:
+def build_network(run: SegmentationRun) -> nn.Module:
     """(b, 2, z, y, x) of `network_input` to (b, CLASSES, z, y, x) logits.
 
     Source: Kerfoot 2018, doi:10.1007/978-3-030-12029-0_40 (the network); Gal 2016, arXiv 1506.02142 (dropout as sampling).
@@ -26,11 +26,11 @@ def build_network(configuration: NetworkConfiguration) -> nn.Module:
         spatial_dims=3,
         in_channels=2,
         out_channels=CLASSES,
-        channels=configuration.channels,
-        strides=(2,) * (len(configuration.channels) - 1),
-        num_res_units=configuration.residual_units,
+        channels=run.network.widths,
+        strides=(2,) * (len(run.network.widths) - 1),
+        num_res_units=run.unet.residual_units,
         norm="INSTANCE",
-        dropout=configuration.dropout,
+        dropout=run.unet.dropout,
     )
 
 

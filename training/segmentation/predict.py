@@ -48,7 +48,7 @@ def segment(ct: CtVolume, model: SegmentationModel, seed: int = 0, progress: boo
         seed: of the dropout.
         progress: show a bar over the windows.
     """
-    hu, patient_from_grid = to_grid(ct, model.run.network.voxel_mm)
+    hu, patient_from_grid = to_grid(ct, model.run.unet.voxel_mm)
     mean, variance = sample_probabilities(hu, model, seed, progress)
     values = with_sides(mean.argmax(axis=0).astype(np.uint8), patient_from_grid)
     around = _surroundings(values)
@@ -94,7 +94,7 @@ def sample_probabilities(
 
     Source: Hiasa 2019, doi:10.1109/TMI.2019.2940555 (sampling by dropout).
     """
-    samples, patch = model.run.inference.samples, model.run.training.patch
+    samples, patch = model.run.inference.samples, model.run.unet.patch
     device = next(model.network.parameters()).device
     # All samples of a window go through the network as one batch, each with its own dropout.
     window: Any = SlidingWindowInferer(
