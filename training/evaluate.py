@@ -26,10 +26,7 @@ from dicomnode.inference.frame import FramedHip
 from dicomnode.inference.plausibility import canonical_share, check_hip, check_region, explained, shaft_angle_deg
 from dicomnode.inference.predictor import Decomposition, Predictor
 from training.augment import METAL_G_CM2, random_radiograph
-from training.cases import CANONICAL as CANONICAL
-from training.cases import PROJECTED as PROJECTED
-from training.cases import QUANTITY_LABELS
-from training.cases import RegionCase as RegionCase
+from training.cases import CANONICAL, PROJECTED, QUANTITY_LABELS, RegionCase
 from training.direct import DirectNet, direct_figures
 from training.methods import MethodComparison, compare_methods, draw_methods
 from training.pairs import HipPair, Pairs

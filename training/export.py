@@ -20,12 +20,10 @@ from dicomnode.inference.channels import CANONICAL as STATED
 from dicomnode.inference.channels import CHANNELS, LOCATOR_CHANNELS, VERDICTS
 from dicomnode.inference.predictor import Predictor
 from dicomnode.inference.technique import FACTORS
+from training.cases import CANONICAL, PROJECTED, RegionCase
 from training.config import RunConfiguration
 from training.evaluate import (
-    CANONICAL,
-    PROJECTED,
     HipReading,
-    RegionCase,
     Summary,
     evaluate,
     relative_errors,
