@@ -3,7 +3,6 @@
 import hashlib
 import json
 import platform
-import subprocess
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -35,6 +34,7 @@ from training.evaluate_real import evaluate_real, has_enough, refit_intervals, s
 from training.methods import load_direct
 from training.model_card import model_card
 from training.pairs import ATLAS_SOURCE, Pairs
+from training.provenance import code_commit
 from training.real import RealSplit, count_patients, load_real
 from training.split import Split
 from training.statistics import conformal_half_width
@@ -88,7 +88,7 @@ def export(
         folder: the bundle's folder; gets `weights.safetensors`, `model.json`, `MODEL_CARD.md` and `evaluation/`.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    commit = _commit()  # before anything is written: the bundle itself must not make the tree dirty
+    commit = code_commit()  # before anything is written: the bundle itself must not make the tree dirty
     digest = _write_weights(weights, folder / "weights.safetensors")
     real = load_real(run.hospital)
     document = _document(run, split, atlas, real, digest, commit)
@@ -250,12 +250,3 @@ def _write(
 ) -> None:
     whole = {**document, "limits": asdict(limits), "intervals": asdict(intervals), "figures": figures}
     (folder / "model.json").write_text(json.dumps(whole, indent=1) + "\n", encoding="utf-8")
-
-
-def _commit() -> str:
-    """The commit that the bundle was made from; "unknown" outside a repository."""
-    try:
-        done = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=True)
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
-    return done.stdout.strip()

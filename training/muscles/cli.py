@@ -1,6 +1,5 @@
 """Divide phantoms into muscles, train on their projections, evaluate: `python -m training muscles`."""
 
-import subprocess
 import time
 from pathlib import Path
 from typing import Annotated
@@ -21,6 +20,7 @@ from training.muscles.picture import draw_agreement, draw_partition
 from training.muscles.shards import make_shards, shards_of
 from training.muscles.train import held_out_subjects, train, training_subjects
 from training.pairs import SUBJECTS_PER_SHARD, load_pairs
+from training.provenance import code_commit
 
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, help=__doc__, context_settings={"help_option_names": ["-h", "--help"]}
@@ -91,18 +91,12 @@ def picture(
 
 
 def _provenance(run: MusclesRun, config: Path) -> dict[str, str | int]:
-    try:
-        done = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=True)
-    except (OSError, subprocess.CalledProcessError):
-        commit = "unknown"
-    else:
-        commit = done.stdout.strip()
     return {
         "name": run.name,
         "version": run.version,
         "seed": run.seed,
         "configuration": config.name,
-        "commit": commit,
+        "commit": code_commit(),
         "torch": torch.__version__,
     }
 

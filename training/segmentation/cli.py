@@ -1,7 +1,6 @@
 """Train a Bayesian U-Net on phantoms as CT, evaluate it, segment a CT: `python -m training segmentation`."""
 
 import json
-import subprocess
 import time
 from pathlib import Path
 from typing import Annotated
@@ -17,6 +16,7 @@ from tqdm import tqdm
 from training.anatomy.ct import read_ct, sitk
 from training.anatomy.labels import LabelMap
 from training.anatomy.population import draw_subject
+from training.provenance import code_commit
 from training.segmentation.config import SegmentationRun, load_segmentation
 from training.segmentation.evaluate import (
     FAILURE_DICE,
@@ -170,13 +170,7 @@ def _merged(masks: dict[str, np.ndarray]) -> np.ndarray:
 
 
 def _provenance(config: Path) -> dict[str, str]:
-    try:
-        done = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=True)
-    except (OSError, subprocess.CalledProcessError):
-        commit = "unknown"
-    else:
-        commit = done.stdout.strip()
-    return {"configuration": config.name, "commit": commit, "torch": torch.__version__}
+    return {"configuration": config.name, "commit": code_commit(), "torch": torch.__version__}
 
 
 def _print(summary: Summary) -> None:
