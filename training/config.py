@@ -30,7 +30,7 @@ class SplitConfiguration:
     """Share of the patients (never of the hips) in each part; what is left is for training."""
 
     validation: float
-    """Sets plausibility limits and prediction intervals; chooses nothing else."""
+    """Recentres the figures, sets plausibility limits and prediction intervals; chooses nothing else."""
     test: float
     """Held out: every published figure is measured here."""
 

@@ -6,10 +6,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from dicomnode.domain.measurement import Region
 from dicomnode.errors import ConfigurationError
 from dicomnode.inference.bundle import Intervals
+from dicomnode.inference.channels import CANONICAL as STATED
+from dicomnode.inference.channels import CHANNELS, REGIONS, VERDICTS
+from dicomnode.inference.network import HipNet, NetworkShape
 from training.cases import CANONICAL, PROJECTED, QUANTITY_LABELS, RegionCase
 from training.config import load_run
 from training.evaluate import (
@@ -17,7 +22,14 @@ from training.evaluate import (
     summarise,
     write_evaluation,
 )
-from training.export import NothingLearned, find_intervals, find_limits, require_readings
+from training.export import (
+    NothingLearned,
+    find_intervals,
+    find_limits,
+    require_readings,
+    systematic_errors,
+    write_weights,
+)
 from training.model_card import model_card
 from training.whole import WholeCase
 
@@ -51,6 +63,35 @@ def test_intervals_cover_about_nine_of_ten_and_are_as_wide_as_the_errors_are() -
     summary = summarise(some_cases(400), intervals)
     assert set(summary.coverage["total_hip"]) == set(QUANTITY_LABELS)
     assert list(summary.coverage["total_hip"].values()) == pytest.approx([0.9] * len(QUANTITY_LABELS), abs=0.01)
+
+
+def test_what_is_read_too_high_throughout_is_found_by_region_and_quantity() -> None:
+    cases = [
+        replace(case, prediction={**case.prediction, "area_cm2": 1.05 * case.prediction["area_cm2"]})
+        if case.region == "trochanter"
+        else case
+        for case in some_cases(400)
+    ]
+    found = systematic_errors(cases)
+    wanted = np.zeros((len(REGIONS), len(STATED)))
+    wanted[REGIONS.index(Region.TROCHANTER), [name for name, _ in STATED].index("area_cm2")] = np.log(1.05)
+    np.testing.assert_allclose(found, wanted, atol=0.006)
+
+
+def test_written_weights_read_lower_by_the_offsets_and_are_as_certain_as_before(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    network = HipNet(NetworkShape(2, len(CHANNELS), (8, 16), len(VERDICTS), canonical=True)).eval()
+    torch.save(network.state_dict(), tmp_path / "decomposer.pt")
+    torch.save({}, tmp_path / "locator.pt")
+    offsets = np.random.default_rng(0).uniform(-0.1, 0.1, (len(REGIONS), len(STATED)))
+    picture = torch.rand(1, 2, 32, 32)
+    before = network(picture).canonical
+    write_weights(tmp_path, tmp_path / "weights.safetensors", offsets)
+    stored = load_file(tmp_path / "weights.safetensors")
+    network.load_state_dict({name.removeprefix("decomposer."): tensor.float() for name, tensor in stored.items()})
+    after = network(picture).canonical
+    assert after[0, 0].detach().numpy() == pytest.approx(before[0, 0].detach().numpy() - offsets, abs=2e-3)
+    assert after[0, 1].detach().numpy() == pytest.approx(before[0, 1].detach().numpy(), abs=2e-3)
 
 
 def abmd(value: float) -> dict[str, float]:
