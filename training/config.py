@@ -146,6 +146,10 @@ def load_run(path: Path) -> RunConfiguration:
         )
     check_network(f"{path}: decomposer", run.decomposer, sees_hips=True)
     check_network(f"{path}: locator", run.locator)
+    if run.atlas is None and any(stage.atlas for stage in run.decomposer.stages):
+        raise ConfigurationError(
+            f"{path}: decomposer.stages: atlas is a share of the persons of [atlas], which is absent"
+        )
     check_engine(f"{path}: engine", run.engine)
     return run
 

@@ -12,7 +12,7 @@ import json
 import os
 from collections.abc import Callable, Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from multiprocessing import get_context
 from pathlib import Path
@@ -183,7 +183,7 @@ def load_atlas(folder: Path, configuration: AtlasConfiguration | None) -> Pairs 
         raise ConfigurationError(
             f"{folder / 'atlas'} holds {pairs.count} of {configuration.count} persons; run `python -m training pairs --anatomy`"
         )
-    return pairs
+    return replace(pairs, table=pairs.table[: 2 * configuration.count])
 
 
 def _claim(folder: Path, seed: int, anatomy: Path | None) -> None:

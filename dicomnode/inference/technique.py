@@ -1,6 +1,6 @@
 """What the header states of the exposure, as the decomposer is told it. Used by training and serving alike.
 
-How much darker a gram of bone mineral makes a radiograph than a gram of soft tissue depends on the tube voltage: the picture itself
+How much more a gram of bone mineral attenuates than a gram of soft tissue depends on the tube voltage: the picture itself
 hardly says whether it was 65 or 95 kV, the header does.
 """
 

@@ -210,6 +210,13 @@ def test_the_shipped_run_is_readable_and_an_unknown_key_is_named(tmp_path: Path)
         load_run(wrong)
 
 
+def test_a_share_of_an_atlas_needs_an_atlas(tmp_path: Path) -> None:
+    wrong = tmp_path / "run.toml"
+    wrong.write_text(SHIPPED_RUN.read_text().replace("count = 100\nseed = 3", "").replace("[atlas]", ""))
+    with pytest.raises(ConfigurationError, match=r"\[atlas\], which is absent"):
+        load_run(wrong)
+
+
 def test_a_network_too_narrow_for_the_library_is_refused(tmp_path: Path) -> None:
     wrong = tmp_path / "run.toml"
     wrong.write_text(SHIPPED_RUN.read_text().replace("widths = [16,", "widths = [12,", 1))
