@@ -47,6 +47,9 @@ class Stage:
     then say less, and density must be read from contrast."""
     voltage_told: float = 0.0
     """Share of the hips whose tube voltage is told, as a header may."""
+    statistics_frozen: bool = False
+    """Whether normalisation uses the running means and variances of the stage before, in training as in serving. A small batch's
+    own ones make what is read of a hip depend on the others in its batch."""
     atlas: float = 0.0
     """Share of the hips whose bones come from reference anatomy, see `AtlasConfiguration`."""
     gradient_correlation: float = 0.0
@@ -118,9 +121,9 @@ class RunConfiguration:
     split: SplitConfiguration
     decomposer: NetworkConfiguration
     locator: NetworkConfiguration
-    direct: bool = False
-    """Whether the conventional method is trained too, for comparison, with the decomposer's widths and stages; it draws no maps,
-    so that losses of maps are not for it."""
+    direct: NetworkConfiguration | None = None
+    """The conventional method, see `training.direct`, trained too for comparison; None: not. It draws no maps, so that losses of
+    maps are not for it."""
     engine: EngineConfiguration = EngineConfiguration()
     atlas: AtlasConfiguration | None = None
     hospital: HospitalConfiguration | None = None
@@ -144,8 +147,11 @@ def load_run(path: Path) -> RunConfiguration:
             f"{path}: hospital.share {real.share:g} must lie between 0 and 1 (phantoms are needed too), hospital.validation"
             f" {real.validation:g} and hospital.test {real.test:g} at 0 or above and together below 1"
         )
-    check_network(f"{path}: decomposer", run.decomposer, sees_hips=True)
-    check_network(f"{path}: locator", run.locator)
+    begun = run.start is not None
+    check_network(f"{path}: decomposer", run.decomposer, sees_hips=True, begun=begun)
+    check_network(f"{path}: locator", run.locator, begun=begun)
+    if run.direct is not None:
+        check_network(f"{path}: direct", run.direct, sees_hips=True)
     if run.atlas is None and any(stage.atlas for stage in run.decomposer.stages):
         raise ConfigurationError(
             f"{path}: decomposer.stages: atlas is a share of the persons of [atlas], which is absent"
@@ -154,12 +160,16 @@ def load_run(path: Path) -> RunConfiguration:
     return run
 
 
-def check_network(place: str, network: NetworkConfiguration, *, sees_hips: bool = False) -> None:
+def check_network(place: str, network: NetworkConfiguration, *, sees_hips: bool = False, begun: bool = False) -> None:
     """Refuse what torch cannot train, or has no meaning for this network.
+
+    Args:
+        begun: whether the first stage starts from trained weights.
 
     Raises:
         ConfigurationError: a width is too small or no multiple, there is nothing to train by, a share or weight is negative, or a
-            stage asks for what only a network that sees single hips can have; the message begins with `place`.
+            stage asks for what only a network that sees single hips can have, or for the statistics of a stage that there was not;
+            the message begins with `place`.
     """
     if any(width < _LEAST_WIDTH or width % _WIDTH_STEP for width in network.widths):
         raise ConfigurationError(
@@ -167,6 +177,11 @@ def check_network(place: str, network: NetworkConfiguration, *, sees_hips: bool 
         )
     if min(network.batch, len(network.stages), *(stage.steps for stage in network.stages)) < 1:
         raise ConfigurationError(f"{place}: batch, stages and the steps of each stage must be at least 1")
+    if network.stages[0].statistics_frozen and not begun:
+        raise ConfigurationError(
+            f"{place}.stages: statistics_frozen needs those of a stage before, or of a bundle to start from; leave it out of"
+            " the first"
+        )
     for stage, option in product(network.stages, _HIPS_ONLY):
         if getattr(stage, option) < 0:
             raise ConfigurationError(f"{place}.stages: {option} = {getattr(stage, option)} must not be negative")

@@ -1,20 +1,26 @@
 """The conventional method, for comparison: the figures straight from the crop, with no picture of the bone in between.
 
-It has the decomposer's encoder and sees the same examples for the same number of steps, so that what differs is the method.
+A residual network (He et al. 2016, doi:10.1109/CVPR.2016.90) whose blocks and widths are the decomposer's; it sees the same kind of
+examples and is read at the same looks.
 """
 
 from collections.abc import Mapping
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from dicomnode.domain.measurement import Region
 from dicomnode.inference.canonical import canonical_figures
 from dicomnode.inference.channels import CANONICAL, REGIONS
 from dicomnode.inference.frame import FramedHip, cut
-from dicomnode.inference.network import SPREAD_RANGE, Encoder, pooled
+from dicomnode.inference.network import SPREAD_RANGE, ResidualBlock
 from dicomnode.inference.predictor import VIEWS, network_inputs
 
+_GRID = (8, 6)
+"""Places at which the coarsest features are read: the frame lies on the femoral head, so that a place means a part of the bone."""
+_PLACE_FEATURES = 32
 _HIDDEN = 128
 """As wide as the decomposer's head."""
 
@@ -26,18 +32,22 @@ class DirectNet(nn.Module):
 
     def __init__(self, inputs: int, widths: tuple[int, ...], factors: int) -> None:
         super().__init__()
-        self.encoder = Encoder(inputs, widths, factors)
-        features, answers = 2 * widths[-1], 2 * len(REGIONS) * len(CANONICAL)
+        self.stem = nn.Sequential(
+            nn.Conv2d(4 * inputs, widths[0], 3, 1, 1, bias=False), nn.BatchNorm2d(widths[0]), nn.ReLU()
+        )
+        self.level_0 = ResidualBlock(widths[0], widths[0])
+        self.levels = nn.Sequential(
+            *(nn.Sequential(ResidualBlock(a, b, stride=2), ResidualBlock(b, b)) for a, b in pairwise(widths))
+        )
+        self.reduce = nn.Conv2d(widths[-1], _PLACE_FEATURES, 1)
         self.mix = nn.Sequential(
-            # Each feature by itself: one that grows large must not drown the others, as it would in a LayerNorm.
-            nn.BatchNorm1d(features),
-            nn.Linear(features, _HIDDEN),
+            nn.Linear(_PLACE_FEATURES * _GRID[0] * _GRID[1] + factors, _HIDDEN),
             nn.ReLU(),
-            nn.Linear(_HIDDEN, answers),
+            nn.Linear(_HIDDEN, 2 * len(REGIONS) * len(CANONICAL)),
         )
         self.register_buffer("centre", torch.zeros(len(REGIONS), len(CANONICAL)))
 
-    def forward(self, image: Tensor, technique: Tensor | None = None) -> Tensor:
+    def forward(self, image: Tensor, technique: Tensor) -> Tensor:
         """Read the figures.
 
         Args:
@@ -47,8 +57,10 @@ class DirectNet(nn.Module):
         Returns:
             (b, 2, regions, quantities): logarithms of the figures, and of their spreads.
         """
-        coarse, _ = self.encoder(image, technique)
-        answer = self.mix(pooled(coarse).float())
+        x = F.pixel_unshuffle(image, 2)  # (b, 4 * inputs, h/2, w/2)
+        x = self.levels(self.level_0(self.stem(x)))  # (b, widths[-1], coarsest)
+        places = F.adaptive_avg_pool2d(self.reduce(x), _GRID)  # (b, places' features, *grid)
+        answer = self.mix(torch.cat([places.flatten(1), technique], 1).float())
         difference, spread = answer.reshape(-1, 2, len(REGIONS), len(CANONICAL)).unbind(1)
         return torch.stack([self.centre + difference, spread.clamp(*SPREAD_RANGE)], 1)
 

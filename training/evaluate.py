@@ -9,6 +9,7 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, fields
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -56,14 +57,26 @@ class HipReading:
 
 
 def evaluate(
-    predictor: Predictor, pairs: Pairs, subjects: NDArray[np.int64], seed: int, direct: DirectNet | None = None
+    predictor: Predictor,
+    pairs: Pairs,
+    subjects: NDArray[np.int64],
+    seed: int,
+    direct: DirectNet | None = None,
+    *,
+    radiographs: int = 1,
 ) -> tuple[list[RegionCase], list[HipReading]]:
-    """Measure every hip of the given subjects on one random radiograph each, by the conventional method too if it is given."""
+    """Measure every hip of the given subjects, by the conventional method too if it is given.
+
+    Args:
+        radiographs: how many are taken of each hip, each under conditions of its own.
+    """
     cases: list[RegionCase] = []
     readings: list[HipReading] = []
-    for number in tqdm(pairs.hips_of(subjects), desc="evaluate", unit="hip"):
-        hip = pairs.hip(int(number))
-        framed = taken_once(hip, np.random.default_rng((seed, 3, int(number))))
+    for number, take in tqdm(
+        list(product(pairs.hips_of(subjects).tolist(), range(radiographs))), "evaluate", unit="hip"
+    ):
+        hip = pairs.hip(number)
+        framed = taken_once(hip, np.random.default_rng((seed, 3, number, take)))
         decomposition = predictor.read(framed)
         figures = {} if direct is None else direct_figures(direct, framed)
         kind = _kind(hip)

@@ -1,4 +1,4 @@
-"""The proposed method and the conventional one side by side: the same hips, the same radiographs, the same training examples."""
+"""The proposed method and the conventional one side by side: the same hips, the same radiographs, training examples of one kind."""
 
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
@@ -40,9 +40,9 @@ class MethodComparison:
 def load_direct(folder: Path, run: RunConfiguration) -> DirectNet | None:
     """The conventional network of a run, ready to read; None where the run has none, or it is not trained."""
     path = folder / "direct.pt"
-    if not run.direct or not path.exists():
+    if run.direct is None or not path.exists():
         return None
-    network = direct_network(run.decomposer)
+    network = direct_network(run.direct)
     network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
     return network.eval()
 

@@ -30,7 +30,8 @@ prediction interval is a multiple of; BMC is areal BMD times area. Nothing is ca
 Research and development of the node that it ships with: adult anteroposterior radiographs of hip or pelvis.
 
 ## Data
-{provenance["data"]}: {run["pairs"]["count"]} phantoms (seed {run["pairs"]["seed"]}), two hips each, split by phantom into
+From {provenance["data"]}.
+The phantoms (seed {run["pairs"]["seed"]}), two hips each, are split into
 training {split["training"]}, validation {split["validation"]}, test {split["test"]}.
 Tube voltage, filtration, detector, dose, scatter and the vendor's processing are drawn anew for each example.
 {_real_data(provenance)}
@@ -41,7 +42,7 @@ Tube voltage, filtration, detector, dose, scatter and the vendor's processing ar
 ## Figures on held-out phantoms ({figures["data"]})
 {_agreement(figures)}
 
-{_methods(figures["methods"])}
+{_methods(figures["methods"], run)}
 Share of true figures inside the 90 % prediction interval:
 
 {_coverage(figures)}
@@ -176,12 +177,13 @@ def _whole(whole: dict[str, Any]) -> str:
     return "\n".join([*lines, ""])
 
 
-def _methods(methods: dict[str, Any]) -> str:
+def _methods(methods: dict[str, Any], run: dict[str, Any]) -> str:
     if not methods:
         return ""
+    ours, direct = (_examples(run[name]) for name in ("decomposer", "direct"))
     lines = [
-        "The same hips by the conventional method, direct regression from the same crop (same encoder, examples and steps); 95 %",
-        "intervals by drawing patients:",
+        "The same hips by the conventional method, direct regression from the same crop by a residual network of the same widths",
+        f"and kind of examples ({direct:,} of them; the decomposer saw {ours:,}); 95 % intervals by drawing patients:",
         "",
         "| region | quantity | r | r, direct | gain of r | RMSE | RMSE, direct | gain of RMSE |",
         "|---" * 8 + "|",
@@ -194,6 +196,10 @@ def _methods(methods: dict[str, Any]) -> str:
                 f" | {_gain(m['r_gain'])} | {ours['rmse']:.3g} | {direct['rmse']:.3g} | {_gain(m['rmse_gain'])} |"
             )
     return "\n".join([*lines, ""])
+
+
+def _examples(network: dict[str, Any]) -> int:
+    return sum(int(network["batch"] * stage["steps"]) for stage in network["stages"])
 
 
 def _gain(gain: list[float]) -> str:

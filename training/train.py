@@ -86,7 +86,7 @@ def locator_shape(configuration: NetworkConfiguration) -> NetworkShape:
 
 
 def direct_network(configuration: NetworkConfiguration) -> DirectNet:
-    """The conventional method's network, as wide as the decomposer."""
+    """The conventional method's network."""
     return DirectNet(_DECOMPOSER_INPUTS, configuration.widths, len(FACTORS))
 
 
@@ -130,9 +130,10 @@ def _train(
     torch.manual_seed(run.seed)
     # All before any training: their first weights must not depend on where an interrupted run goes on.
     decomposer, locator = HipNet(decomposer_shape(run.decomposer)), HipNet(locator_shape(run.locator))
-    direct = direct_network(run.decomposer)
+    direct = None if run.direct is None else direct_network(run.direct)
     for network in (decomposer, locator, direct):
-        _start_as_shortcuts(network)
+        if network is not None:
+            _start_as_shortcuts(network)
     if run.start is not None:
         start_from(Path(run.start), decomposer, locator)
     hips, real = pairs.hips_of(split.training), real_examples(run)
@@ -146,9 +147,9 @@ def _train(
     learn = partial(fit, fabric, folder=folder, seed=run.seed, workers=workers, save_every=save_every)
     learn(Task("decomposer", decomposer, _hip_loss, hip_examples, draws_maps=True), run.decomposer)
     learn(Task("locator", locator, _overview_loss, overview_examples), run.locator)
-    if run.direct:
+    if run.direct is not None and direct is not None:
         direct.centre.copy_(_usual_figures(pairs, hips))
-        learn(Task("direct", direct, _direct_loss, hip_examples), run.decomposer)
+        learn(Task("direct", direct, _direct_loss, hip_examples), run.direct)
 
 
 def _usual_figures(pairs: Pairs, hips: NDArray[np.int64]) -> Tensor:
@@ -312,6 +313,8 @@ def fit_stage(
     numbers = own_numbers(fabric, drawn + first, drawn + stage.steps, configuration.batch)
     loader = _loader(fabric, task.examples(stage), numbers, own_batch(fabric, configuration.batch), workers)
     network.train()
+    if stage.statistics_frozen:
+        freeze_statistics(module)
     with Record(done.parent, done.stem, first, stage.steps, writes=fabric.is_global_zero) as record:
         for step, batch in enumerate(loader, first):
             # What dropout leaves out follows from step and process: an interruption changes nothing.
@@ -339,6 +342,13 @@ def fit_stage(
         torch.save(average.module.state_dict(), done)
         checkpoint.unlink(missing_ok=True)
     fabric.barrier()  # only now may the others look for what was written
+
+
+def freeze_statistics(network: nn.Module) -> None:
+    """Let normalisation use its running statistics and leave them as they are; its scales and shifts still learn."""
+    for module in network.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.eval()
 
 
 def _inputs(batch: dict[str, Tensor]) -> tuple[Tensor, ...]:

@@ -20,7 +20,7 @@ from dicomnode.inference.network import HipNet, NetworkShape
 from dicomnode.inference.technique import FACTORS
 from training.config import EngineConfiguration, NetworkConfiguration, Stage, load_run
 from training.engine import make_fabric, own_batch, own_numbers
-from training.train import Task, _hip_loss, average_fn, fit_stage, learning_rate_share
+from training.train import Task, _hip_loss, average_fn, fit_stage, freeze_statistics, learning_rate_share
 
 SIZE = (128, 96)
 ONE = EngineConfiguration(devices=1, precision="32-true")
@@ -100,6 +100,23 @@ def test_on_one_processor_the_engine_changes_no_bit(tmp_path: Path) -> None:
     ours, plain = fit(a_task(), stage, tmp_path / "hips.pt"), plain_loop(a_task(), stage)
     assert ours.keys() == plain.keys()
     assert all(torch.equal(ours[key], plain[key]) for key in plain)
+
+
+def test_frozen_statistics_make_an_answer_depend_on_its_own_picture_alone_and_stay_as_they_are(tmp_path: Path) -> None:
+    before = fit(a_task(), Stage(4, 1e-3), tmp_path / "moving.pt")
+    task = a_task()
+    task.network.load_state_dict(before)
+    after = fit(task, Stage(4, 1e-3, statistics_frozen=True), tmp_path / "frozen.pt")
+    running = [name for name in before if "running" in name]
+    assert running and all(torch.equal(before[name], after[name]) for name in running)
+    assert not torch.equal(before["encoder.stem.weight"], after["encoder.stem.weight"])
+
+    network = task.network.train()
+    pictures, told = torch.randn(2, 2, *SIZE), torch.zeros(2, len(FACTORS))
+    shared = network(pictures, told).canonical[:1]
+    freeze_statistics(network)
+    torch.testing.assert_close(network(pictures, told).canonical[:1], network(pictures[:1], told[:1]).canonical)
+    assert not torch.allclose(shared, network(pictures[:1], told[:1]).canonical, rtol=1e-3)  # the other was in it
 
 
 def test_losses_curves_and_pictures_are_left_for_people(tmp_path: Path) -> None:

@@ -181,7 +181,12 @@ def test_the_model_card_says_simulation_first_and_every_figure_of_the_document()
         "channels": [{"name": "femur_density", "unit": "g/cm2"}],
         "figures": summary.as_dict(),
         "provenance": {
-            "run": {"seed": 1, "pairs": {"count": 10, "seed": 2}},
+            "run": {
+                "seed": 1,
+                "pairs": {"count": 10, "seed": 2},
+                "decomposer": {"batch": 8, "stages": [{"steps": 1000}, {"steps": 500}]},
+                "direct": {"batch": 4, "stages": [{"steps": 500}]},
+            },
             "split": {"training": [0, 7], "validation": [8, 8], "test": [9, 9]},
             "commit": "abc",
             "torch": "2",
@@ -196,7 +201,7 @@ def test_the_model_card_says_simulation_first_and_every_figure_of_the_document()
     assert "simulated radiographs only" in card.split("## What it is")[0]
     assert "| a shape model | a licence |" in card and "KVP" in card
     assert f"{summary.agreement['total_hip']['areal_bmd_g_cm2'].pearson_r:.3f}" in card
-    assert "1 implant" in card
+    assert "1 implant" in card and "2,000 of them; the decomposer saw 12,000" in card
 
 
 def test_the_shipped_run_is_readable_and_an_unknown_key_is_named(tmp_path: Path) -> None:
@@ -215,6 +220,16 @@ def test_a_share_of_an_atlas_needs_an_atlas(tmp_path: Path) -> None:
     wrong.write_text(SHIPPED_RUN.read_text().replace("count = 100\nseed = 3", "").replace("[atlas]", ""))
     with pytest.raises(ConfigurationError, match=r"\[atlas\], which is absent"):
         load_run(wrong)
+
+
+def test_statistics_are_frozen_only_after_a_stage_that_found_them(tmp_path: Path) -> None:
+    wrong = tmp_path / "run.toml"
+    first = "steps = 4200\n"
+    wrong.write_text(SHIPPED_RUN.read_text().replace(first, first + "statistics_frozen = true\n"))
+    with pytest.raises(ConfigurationError, match="statistics_frozen needs those of a stage before"):
+        load_run(wrong)
+    wrong.write_text('start = "models/hip"\n' + wrong.read_text())
+    assert load_run(wrong).decomposer.stages[0].statistics_frozen
 
 
 def test_a_network_too_narrow_for_the_library_is_refused(tmp_path: Path) -> None:

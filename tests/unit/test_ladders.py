@@ -33,7 +33,7 @@ from training.ladders.compression import (
     raw_bytes,
 )
 from training.ladders.diagnosis import diagnose
-from training.ladders.exposure import LADDERS, VENDORS, Rung, Steps, climb
+from training.ladders.exposure import LADDERS, VENDORS, Rung, Steps, climb, devices
 from training.ladders.groups import BMI_KG_M2, anatomy_ladder, group_ladders, read_all
 from training.ladders.ladder import Case, draw_conditions, make_ladder, take
 from training.ladders.persons import mineral_slope, native_subjects, repeatability, scaled, thinned
@@ -135,6 +135,18 @@ def test_a_rung_may_state_another_tube_voltage_than_that_of_the_exposure_or_none
     true_kv = draw_conditions(1, square_hip(0).figures).exposure.kilovolt
     assert [kilovolt for _, kilovolt in told] == [true_kv, true_kv + 15, None]
     assert len({crop for crop, _ in told}) == 1  # the radiograph is the same
+
+
+def test_on_one_device_only_dose_and_noise_differ_from_hip_to_hip() -> None:
+    steps = devices(3, seed=4)
+    assert steps == devices(3, seed=4) and steps.rungs[:2] == devices(2, seed=4).rungs
+    assert len({rung.label for rung in steps.rungs}) == 3 and not steps.reference
+    for rung in steps.rungs:
+        assert rung.processing is not None
+        taken = [replace(draw_conditions(1, square_hip(n).figures).exposure, **rung.exposure) for n in range(3)]
+        assert len({exposure.detector_kerma_ugy for exposure in taken}) == 3
+        assert len({replace(exposure, detector_kerma_ugy=1.0) for exposure in taken}) == 1
+        assert str(taken[0].kilovolt) in rung.label
 
 
 def test_a_rung_changes_what_it_names_and_nothing_else() -> None:

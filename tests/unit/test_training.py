@@ -276,7 +276,9 @@ def test_map_and_edge_losses_have_their_closed_form() -> None:
 # --- the loop -----------------------------------------------------------------------------------------------------------
 def a_run(steps: int) -> RunConfiguration:
     network = NetworkConfiguration((16, 24, 32), 2, (Stage(steps, 1e-3), Stage(1, 1e-3, mineral_scaled=0.5)))
-    return RunConfiguration("t", "0", 1, PairsConfiguration(2, 3), SplitConfiguration(0.1, 0.1), network, network, True)
+    return RunConfiguration(
+        "t", "0", 1, PairsConfiguration(2, 3), SplitConfiguration(0.1, 0.1), network, network, network
+    )
 
 
 ALL = Split(np.array([0, 1]), np.array([0]), np.array([1]))
@@ -331,7 +333,7 @@ def test_a_stage_begins_with_the_weights_of_the_one_before_and_draws_new_example
             numbers.append(number)
             return super().__getitem__(number)
 
-    run = replace(a_run(2), direct=False)
+    run = replace(a_run(2), direct=None)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("training.train.HipExamples", Counts)
         train(run, pairs, ALL, tmp_path, workers=0)

@@ -44,6 +44,9 @@ _REFERENCE = SHIPPED_FOLDER / "reference" / "nhanes3.toml"
 
 _CT_DENSITIES_G_CM2 = (0.5, 1.1)
 """Areal BMD of the total hip that a CT's femur is scaled to: from osteoporosis to a young adult's."""
+_DEVICES = 5
+_HIPS_PER_DEVICE = 4
+"""Times the hips of other rungs: here agreement counts, there its change."""
 _PAGE_COLUMNS = 170
 """Width of the tables where they go to a file."""
 
@@ -96,10 +99,14 @@ def ladders_command(
     identity = predictor.bundle.identity
     read = partial(read_figures, predictor)
     held_out = [pairs.hip(int(number)) for number in pairs.hips_of(subjects)]
-    native = [hip for hip in held_out if is_native(hip.figures)][:hips]
+    natives = [hip for hip in held_out if is_native(hip.figures)]
+    native = natives[:hips]
     lying = native_subjects(run.pairs.seed, start, persons)
 
     climbed = [exposure.climb(read, native, steps, run.seed) for steps in exposure.LADDERS]
+    climbed.append(
+        exposure.climb(read, natives[: _HIPS_PER_DEVICE * hips], exposure.devices(_DEVICES, run.seed), run.seed)
+    )
     everyone = groups.read_all(read, held_out, run.seed)
     mineral = [mineral_ladder(read, lying, run.seed), loss_ladder(read, lying, run.seed)]
     repeated, repeatability = repeat(read, lying, run.seed)

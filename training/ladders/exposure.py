@@ -1,14 +1,16 @@
 """Ladders of how a radiograph is taken and processed: dose, tube, filters, scatter, blur, vendor."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
+from string import ascii_uppercase
 from typing import Any
 
+import numpy as np
 from tqdm import tqdm
 
 from training.ladders.ladder import Hip, Ladder, draw_conditions, make_ladder, read_hip
 from training.ladders.reading import Read
-from training.projection.radiograph import VendorProcessing
+from training.projection.radiograph import VendorProcessing, random_exposure, random_processing
 
 FILM_LOOK = "film look"
 VENDORS: Mapping[str, VendorProcessing] = {
@@ -107,6 +109,21 @@ LADDERS = (
         tuple(Rung(label, processing=processing) for label, processing in VENDORS.items()),
     ),
 )
+
+
+def devices(count: int, seed: int) -> Steps:
+    """Devices drawn as those of the evaluation are, each with a protocol of its own: everybody is taken on it, as in one clinic.
+
+    Tube voltage, filters, grid, detector and processing stay; the dose still varies from hip to hip, as automatic exposure control
+    ends it.
+    """
+    rungs = []
+    for number, name in enumerate(ascii_uppercase[:count]):
+        rng = np.random.default_rng((seed, 8, number))
+        own = asdict(random_exposure(rng))
+        del own["detector_kerma_ugy"]
+        rungs.append(Rung(f"{name}, {own['kilovolt']} kV, {own['detector'].value}", own, random_processing(rng)))
+    return Steps("device", "Everybody on one device", "device", "", tuple(rungs))
 
 
 def climb(read: Read, hips: Sequence[Hip], steps: Steps, seed: int) -> Ladder:
