@@ -270,7 +270,7 @@ def canonical_figures(structures: tuple[Structure, ...], points: FemurLandmarks)
     Source: Uemura 2023 (canonical pose); `facts.md` of the project: the projected figure changes with the pose.
 
     Args:
-        structures: mineral and volume of one femur.
+        structures: mineral and volume of one femur, in this order; of a broken one those of each fragment.
         points: its landmarks, in the frame of the structures.
     """
     up = points.shaft_proximal - points.shaft_distal
@@ -289,7 +289,7 @@ def canonical_figures(structures: tuple[Structure, ...], points: FemurLandmarks)
     )
     beam = ParallelBeam(through, origin, columns, -up, (spacing, spacing), SHAPE)
     images = project_structures(structures, beam, parallel=False)
-    density, path = (images[structure.name] for structure in structures)
+    density, path = images.values()
     labels = label_regions(path, project_landmarks(points, beam, spacing))
     return region_figures(density, path, labels, spacing)
 
@@ -314,6 +314,8 @@ def _figures(phantom: Phantom, hip: Hip, beam: ConeBeam, regions: dict[str, dict
         "bmi_kg_m2": subject.bmi_kg_m2,
         "has_metal": hip.implant is not None,
         "implant": str(hip.implant.kind) if hip.implant is not None else None,
+        "osteoarthritis": hip.osteoarthritis,
+        "fracture": None if hip.fracture is None else str(hip.fracture.kind),
         "is_frog_leg": subject.is_frog_leg,
         "pose": asdict(hip.pose),
         "femur": asdict(hip.femur),

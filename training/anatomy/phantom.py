@@ -4,7 +4,7 @@
 """
 
 import argparse
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +13,14 @@ from numpy.typing import NDArray
 from dicomnode.domain.radiograph import Side
 from training.anatomy.body import VOXEL_MM as BODY_VOXEL_MM
 from training.anatomy.body import body_volumes
+from training.anatomy.disease import (
+    broken_landmarks,
+    degenerate,
+    displacement,
+    narrowed,
+    proximal_fragment,
+    sclerose_socket,
+)
 from training.anatomy.femur import VOXEL_MM as FEMUR_VOXEL_MM
 from training.anatomy.femur import FemurLandmarks, femur_volumes, landmarks
 from training.anatomy.implant import ImplantKind, cup_fraction, femoral_capsules, metal_fraction, resected
@@ -52,7 +60,7 @@ def make_phantom(subject: Subject) -> Phantom:
         structures += _femur_structures(hip, motions[hip.side])
     structures += _pelvis_structures(subject)
     structures += body_structures(subject, motions)
-    points = {hip.side: landmarks(hip.femur).moved(motions[hip.side]) for hip in subject.hips}
+    points = {hip.side: _landmarks(hip).moved(motions[hip.side]) for hip in subject.hips}
     return Phantom(subject, tuple(structures), points, motions)
 
 
@@ -66,10 +74,18 @@ def patient_from_femur(subject: Subject, hip: Hip) -> NDArray[np.float64]:
     return matrix
 
 
+def _landmarks(hip: Hip) -> FemurLandmarks:
+    points = landmarks(hip.femur)
+    return points if hip.fracture is None else broken_landmarks(points, displacement(hip.fracture, hip.femur))
+
+
 def _femur_structures(hip: Hip, motion: NDArray[np.float64]) -> list[Structure]:
     mineral, volume, origin = femur_volumes(hip.femur, hip.quality, hip.seed)
-    matrix = motion @ local_from_voxel(origin, FEMUR_VOXEL_MM)
-    name, structures = NAMES[hip.side], []
+    name, structures = NAMES[hip.side], list[Structure]()
+    place = local_from_voxel(origin, FEMUR_VOXEL_MM)
+    if hip.osteoarthritis:
+        densest = hip.quality.cortical_density_g_cm3
+        degenerate(mineral, volume, origin, FEMUR_VOXEL_MM, hip.femur, densest, hip.osteoarthritis, hip.seed)
     if hip.implant is not None:
         if hip.implant.replaces_head:
             gone = resected(hip.femur, mineral.shape, origin, FEMUR_VOXEL_MM)
@@ -78,11 +94,24 @@ def _femur_structures(hip: Hip, motion: NDArray[np.float64]) -> list[Structure]:
         metal = metal_fraction(femoral_capsules(hip.implant, hip.femur), mineral.shape, origin, FEMUR_VOXEL_MM)
         mineral *= 1.0 - metal
         volume *= 1.0 - metal
-        structures = _metal(metal, hip.implant.density_g_cm3, matrix)
+        structures = _metal(metal, hip.implant.density_g_cm3, motion @ place)
+    if hip.fracture is None:
+        return [*_bone(name, mineral, volume, motion @ place), *structures]
+    proximal = proximal_fragment(hip.fracture.kind, hip.femur, mineral.shape, origin, FEMUR_VOXEL_MM)
+    shaft = motion @ displacement(hip.fracture, hip.femur) @ place
+    return [
+        *_bone(name, mineral * proximal, volume * proximal, motion @ place),
+        *_bone(name, mineral * ~proximal, volume * ~proximal, shaft),
+        *structures,
+    ]
+
+
+def _bone(
+    name: str, mineral: NDArray[np.float32], volume: NDArray[np.float32], matrix: NDArray[np.float64]
+) -> list[Structure]:
     return [
         Structure(f"{name}_mineral", mineral, "g/cm3", matrix),
         Structure(f"{name}_volume", volume, "1", matrix),
-        *structures,
     ]
 
 
@@ -94,24 +123,27 @@ def _metal(fraction: NDArray[np.float32], density_g_cm3: float, matrix: NDArray[
 
 
 def _pelvis_structures(subject: Subject) -> list[Structure]:
-    mineral, volume, origin = pelvis_volumes(subject.pelvis, subject.pelvis_quality, subject.seed)
+    shape = replace(
+        subject.pelvis,
+        joint_space_mm=narrowed(subject.pelvis.joint_space_mm, max(hip.osteoarthritis for hip in subject.hips)),
+    )
+    mineral, volume, origin = pelvis_volumes(shape, subject.pelvis_quality, subject.seed)
     motion = np.eye(4)
     motion[:3, :3] = pelvis_rotation(subject)
     matrix = motion @ local_from_voxel(origin, PELVIS_VOXEL_MM)
     structures = []
     for hip in subject.hips:
-        if hip.implant is None or hip.implant.kind is not ImplantKind.TOTAL_ARTHROPLASTY:
-            continue
         sign = 1.0 if hip.side is Side.LEFT else -1.0
-        fraction, corner = cup_fraction(hip.femur.head_radius_mm, sign)
-        corner = corner + np.array([sign * subject.pelvis.half_width_mm, 0.0, 0.0])
-        structures += _metal(fraction, hip.implant.density_g_cm3, motion @ local_from_voxel(corner, FEMUR_VOXEL_MM))
-        _bury(mineral, volume, origin, sign * subject.pelvis.half_width_mm, hip.femur.head_radius_mm + 4.0)
-    return [
-        Structure("pelvis_mineral", mineral, "g/cm3", matrix),
-        Structure("pelvis_volume", volume, "1", matrix),
-        *structures,
-    ]
+        hip_x = sign * shape.half_width_mm
+        if hip.osteoarthritis:
+            cavity, densest = hip.femur.head_radius_mm + shape.joint_space_mm, hip.quality.cortical_density_g_cm3
+            sclerose_socket(mineral, volume, origin, PELVIS_VOXEL_MM, hip_x, cavity, densest, hip.osteoarthritis)
+        if hip.implant is not None and hip.implant.kind is ImplantKind.TOTAL_ARTHROPLASTY:
+            fraction, corner = cup_fraction(hip.femur.head_radius_mm, sign)
+            corner = corner + np.array([hip_x, 0.0, 0.0])
+            structures += _metal(fraction, hip.implant.density_g_cm3, motion @ local_from_voxel(corner, FEMUR_VOXEL_MM))
+            _bury(mineral, volume, origin, hip_x, hip.femur.head_radius_mm + 4.0)
+    return [*_bone("pelvis", mineral, volume, matrix), *structures]
 
 
 def _bury(

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from dicomnode.domain.radiograph import Sex, Side
 from training.anatomy.body import BodyShape
+from training.anatomy.disease import Fracture, FractureKind
 from training.anatomy.femur import BoneQuality, FemurShape
 from training.anatomy.implant import Implant, ImplantKind
 from training.anatomy.pelvis import PelvisQuality, PelvisShape
@@ -49,6 +50,10 @@ class Hip:
     pose: Pose
     implant: Implant | None
     seed: int
+    osteoarthritis: float = 0.0
+    """0 healthy to 1, see `disease`; nobody is drawn with it."""
+    fracture: Fracture | None = None
+    """Nobody is drawn with one."""
 
 
 @dataclass(frozen=True)
@@ -227,6 +232,16 @@ def draw_pose(random: np.random.Generator, is_frog_leg: bool) -> Pose:
         flexion_deg=float(np.clip(abs(random.normal(0, 7)), 0, 20)),
         abduction_deg=float(np.clip(random.normal(2, 5), -10, 12)),
         internal_rotation_deg=float(np.clip(random.normal(4, 10), -18, 25)),
+    )
+
+
+def draw_fracture(random: np.random.Generator, kind: FractureKind) -> Fracture:
+    """Draw a displaced fracture; an undisplaced one hardly shows. Ranges are own choices after radiographs in textbooks."""
+    return Fracture(
+        kind,
+        shortening_mm=float(random.uniform(5, 25)),
+        varus_deg=float(random.uniform(5, 30)),
+        external_rotation_deg=float(random.uniform(10, 60)),
     )
 
 

@@ -24,8 +24,16 @@ from training.config import load_run
 from training.ladders import exposure, groups
 from training.ladders.compression import compression_ladder
 from training.ladders.diagnosis import diagnose
-from training.ladders.ladder import is_native
-from training.ladders.persons import loss_ladder, mineral_ladder, mineral_slopes, native_subjects, repeat
+from training.ladders.ladder import Hip, is_native
+from training.ladders.persons import (
+    arthritis_ladder,
+    broken_hips,
+    loss_ladder,
+    mineral_ladder,
+    mineral_slopes,
+    native_subjects,
+    repeat,
+)
 from training.ladders.reading import read_figures, read_file
 from training.ladders.refusals import (
     file_outcomes,
@@ -109,6 +117,7 @@ def ladders_command(
     )
     everyone = groups.read_all(read, held_out, run.seed)
     mineral = [mineral_ladder(read, lying, run.seed), loss_ladder(read, lying, run.seed)]
+    arthritis = arthritis_ladder(read, lying, run.seed)
     repeated, repeatability = repeat(read, lying, run.seed)
     compression = compression_ladder(partial(read_file, predictor), table, whole, run.pairs.seed, run.seed)
     sources = (
@@ -119,7 +128,7 @@ def ladders_command(
     if ct is not None and ct_labels is not None and anatomy is not None:
         sources[f"femur of {ct.name}"] = _of_ct(anatomy, ct, ct_labels, ct_side, run.pairs.seed, persons)
     shift = [groups.anatomy_ladder(read, everyone, sources, run.seed)] if sources else []
-    spoiled = [hip for hip in held_out if not is_native(hip.figures)]
+    spoiled: list[Hip] = [*(hip for hip in held_out if not is_native(hip.figures)), *broken_hips(lying, run.seed)]
     outcomes = [*native_outcomes(everyone), *spoiled_outcomes(read, [*spoiled, *native], run.seed)]
     outcomes += whole_outcomes(measure_whole(predictor, pairs, subjects[:whole], run.pairs.seed, run.seed))
     if files is not None:
@@ -128,7 +137,7 @@ def ladders_command(
     evidence = Evidence(
         model=f"{identity.name} {identity.version}, SHA-256 {identity.digest}",
         subjects=f"phantoms {start} to {pairs.count - 1} of population {run.pairs.seed}",
-        ladders=(*climbed, *groups.group_ladders(everyone, table), *mineral, *shift),
+        ladders=(*climbed, *groups.group_ladders(everyone, table), *mineral, arthritis, *shift),
         compression=compression,
         mineral=tuple(mineral_slopes(mineral)),
         repeatability=tuple(repeatability),

@@ -1,6 +1,6 @@
 """Persons whose anatomy is changed on purpose: their mineral, their pose."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import count as numbers_from
 from itertools import islice
@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from training.anatomy.disease import FractureKind
 from training.anatomy.phantom import Phantom, make_phantom
-from training.anatomy.population import Subject, draw_pose, draw_subject
+from training.anatomy.population import Subject, draw_fracture, draw_pose, draw_subject
 from training.ladders.ladder import (
     Case,
     Ladder,
@@ -18,6 +19,7 @@ from training.ladders.ladder import (
     make_ladder,
     quantities,
     read_hip,
+    regrouped,
     truth_and_reading,
     value_of,
 )
@@ -27,6 +29,8 @@ from training.targets import HipTarget, make_targets
 
 MINERAL_FACTORS = (0.5, 0.7, 0.85, 1.0, 1.15, 1.3)
 LOSS_FACTORS = (0.6, 0.8, 1.0, 1.2)
+ARTHRITIS: Mapping[str, float] = {"none": 0.0, "mild": 0.4, "moderate": 0.7, "severe": 1.0}
+"""Grade to severity, see `training.anatomy.disease`."""
 POSES = 5
 _REPEAT_TAKE = 100
 _SAME_DEVICE, _SAME_POSE = "same device", "same pose"
@@ -118,6 +122,26 @@ def loss_ladder(read: Read, subjects: Sequence[Subject], seed: int) -> Ladder:
             cases += _read_phantom(read, make_phantom(thinned(subject, factor)), seed, f"{factor:g}")
     title = "Cortex and trabeculae thinned within the same outline"
     return _factor_ladder("loss", title, "factor on cortical thickness and trabecular density", cases)
+
+
+def arthritis_ladder(read: Read, subjects: Sequence[Subject], seed: int) -> Ladder:
+    """Read persons whose hips degenerate, each under the same conditions for all grades; the network knows healthy joints."""
+    cases = []
+    for subject in tqdm(subjects, desc="osteoarthritis", unit="person"):
+        for grade, severity in ARTHRITIS.items():
+            right, left = (replace(hip, osteoarthritis=severity) for hip in subject.hips)
+            cases += _read_phantom(read, make_phantom(replace(subject, hips=(right, left))), seed, grade)
+    ordered = regrouped(cases, lambda case: case.rung, tuple(ARTHRITIS))
+    return make_ladder("osteoarthritis", "Osteoarthritis of the same hips", "grade", ordered, reference="none")
+
+
+def broken_hips(subjects: Sequence[Subject], seed: int) -> Iterator[HipTarget]:
+    """Both hips of each person with a fracture of each kind."""
+    for subject in tqdm(subjects, desc="fractures", unit="person"):
+        for number, kind in enumerate(FractureKind):
+            rng = np.random.default_rng((seed, 9, subject.index, number))
+            right, left = (replace(hip, fracture=draw_fracture(rng, kind)) for hip in subject.hips)
+            yield from make_targets(make_phantom(replace(subject, hips=(right, left)))).hips
 
 
 def _read_phantom(read: Read, phantom: Phantom, seed: int, rung: str) -> list[Case]:

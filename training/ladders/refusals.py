@@ -75,7 +75,7 @@ def native_outcomes(cases: Iterable[Case]) -> Iterator[Outcome]:
 
 
 def spoiled_outcomes(read: Read, hips: Iterable[Hip], seed: int) -> list[Outcome]:
-    """Read what must be refused: implants, frog-leg views, and native hips after their field was cut off below."""
+    """Read what must be refused: implants, fractures, frog-leg views, and native hips after their field was cut off below."""
     outcomes = []
     for hip in tqdm(hips, desc="refusals", unit="hip"):
         conditions = draw_conditions(seed, hip.figures)
@@ -106,6 +106,8 @@ def cut_below(labels: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np
 def _kind(hip: Hip) -> str:
     if hip.figures["is_frog_leg"]:
         return "frog-leg"
+    if hip.figures.get("fracture") is not None:
+        return f"fracture: {hip.figures['fracture']}, displaced"
     return f"implant: {hip.figures['implant'].replace('_', ' ')}"
 
 
