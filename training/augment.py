@@ -78,6 +78,8 @@ def hip_example(
     rng: np.random.Generator,
     mineral_scaled: float = 0.0,
     voltage_told: float = 0.0,
+    *,
+    spoiled: bool = True,
 ) -> HipExample:
     """Draw a training example from one hip's stored maps.
 
@@ -89,14 +91,16 @@ def hip_example(
         canonical: (regions, quantities) as `targets.canonical_logarithms` gives them.
         mineral_scaled: how often all mineral is multiplied by a factor of `MINERAL_FACTOR`.
         voltage_told: how often the tube voltage is told.
+        spoiled: whether the hip may lie wrong, and its field may be cut: what must be recognised, but cannot be measured.
     """
     if mineral_scaled > 0 and rng.random() < mineral_scaled:
         factor = float(np.exp(rng.uniform(*np.log(MINERAL_FACTOR))))
         materials, targets = scale_mineral(materials, targets, factor)
         canonical = canonical + (np.log(factor) * ~_IS_AREA).astype(np.float32)
     planes = np.concatenate([materials, targets]).astype(np.float32)
-    planes, moved_labels, grown, negative = _moved(planes, labels, canonical, rng)
-    return finish_hip_example(planes, moved_labels, anteroposterior and not negative, grown, rng, voltage_told)
+    planes, moved_labels, grown, negative = _moved(planes, labels, canonical, rng, spoiled=spoiled)
+    good = anteroposterior and not negative
+    return finish_hip_example(planes, moved_labels, good, grown, rng, voltage_told, spoiled=spoiled)
 
 
 def real_hip_example(
@@ -145,10 +149,15 @@ def real_hip_example(
 
 
 def _moved(
-    planes: NDArray[np.float32], labels: NDArray[np.uint8], canonical: NDArray[np.float32], rng: np.random.Generator
+    planes: NDArray[np.float32],
+    labels: NDArray[np.uint8],
+    canonical: NDArray[np.float32],
+    rng: np.random.Generator,
+    *,
+    spoiled: bool = True,
 ) -> tuple[NDArray[np.float32], NDArray[np.uint8], NDArray[np.float32], bool]:
     """Draw a geometry; returns planes and labels in the frame, the figures there, and whether the hip is spoiled by it."""
-    negative = rng.random() < _NEGATIVE_SHARE
+    negative = rng.random() < _NEGATIVE_SHARE and spoiled
     matrix = _spoiled_geometry(rng) if negative else _geometry(rng)
     moved, moved_labels = _transform(planes, labels, matrix)
     # Larger on the image at the same densities: only areas grow.
@@ -163,12 +172,15 @@ def finish_hip_example(
     canonical: NDArray[np.float32],
     rng: np.random.Generator,
     voltage_told: float = 0.0,
+    *,
+    spoiled: bool = True,
 ) -> HipExample:
-    """Simulate the radiograph of maps that are already in the frame, and cut its field at random."""
+    """Simulate the radiograph of maps that are already in the frame, and cut its field at random if it may be `spoiled`."""
     planes = _blur(planes, rng)
     materials, targets = planes[:4], planes[4:]
     image, exposure = random_radiograph(materials, frame.SPACING_MM, rng)
-    image, inside, field = _cut_field(image, rng)
+    whole = np.ones(image.shape, bool)
+    image, inside, field = _cut_field(image, rng) if spoiled else (image, whole, whole)
     maps = np.concatenate([targets, materials[:1] + materials[1:2]])
     metal = (materials[3] > METAL_G_CM2).astype(np.float32)
     told = voltage_told > 0 and rng.random() < voltage_told

@@ -1,7 +1,7 @@
 """The conventional method, for comparison: the figures straight from the crop, with no picture of the bone in between.
 
-A residual network (He et al. 2016, doi:10.1109/CVPR.2016.90) whose blocks and widths are the decomposer's; it sees the same kind of
-examples and is read at the same looks.
+A residual network (He et al. 2016, doi:10.1109/CVPR.2016.90); it learns from the same hips, as far as they can be measured, and is
+read at the same looks.
 """
 
 from collections.abc import Mapping
@@ -18,9 +18,11 @@ from dicomnode.inference.frame import FramedHip, cut
 from dicomnode.inference.network import SPREAD_RANGE, ResidualBlock
 from dicomnode.inference.predictor import VIEWS, network_inputs
 
+_UNSHUFFLE = 4
+"""Every pixel's information at a sixteenth of the places: figures need no picture at full resolution."""
+_PLACE_FEATURES = 32
 _GRID = (8, 6)
 """Places at which the coarsest features are read: the frame lies on the femoral head, so that a place means a part of the bone."""
-_PLACE_FEATURES = 32
 _HIDDEN = 128
 """As wide as the decomposer's head."""
 
@@ -33,7 +35,7 @@ class DirectNet(nn.Module):
     def __init__(self, inputs: int, widths: tuple[int, ...], factors: int) -> None:
         super().__init__()
         self.stem = nn.Sequential(
-            nn.Conv2d(4 * inputs, widths[0], 3, 1, 1, bias=False), nn.BatchNorm2d(widths[0]), nn.ReLU()
+            nn.Conv2d(_UNSHUFFLE**2 * inputs, widths[0], 3, 1, 1, bias=False), nn.BatchNorm2d(widths[0]), nn.ReLU()
         )
         self.level_0 = ResidualBlock(widths[0], widths[0])
         self.levels = nn.Sequential(
@@ -57,7 +59,7 @@ class DirectNet(nn.Module):
         Returns:
             (b, 2, regions, quantities): logarithms of the figures, and of their spreads.
         """
-        x = F.pixel_unshuffle(image, 2)  # (b, 4 * inputs, h/2, w/2)
+        x = F.pixel_unshuffle(image, _UNSHUFFLE)  # (b, 16 * inputs, h/4, w/4)
         x = self.levels(self.level_0(self.stem(x)))  # (b, widths[-1], coarsest)
         places = F.adaptive_avg_pool2d(self.reduce(x), _GRID)  # (b, places' features, *grid)
         answer = self.mix(torch.cat([places.flatten(1), technique], 1).float())

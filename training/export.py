@@ -4,6 +4,7 @@ import hashlib
 import json
 import platform
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -96,13 +97,15 @@ def export(
     commit = code_commit()  # before anything is written: the bundle itself must not make the tree dirty
     real = load_real(run.hospital)
     document = _document(run, split, atlas, real, commit)
-    offsets = np.zeros((len(REGIONS), len(STATED)))
-    opened = _open(folder, document, weights, offsets)
-    open_cases, _ = evaluate(opened, pairs, split.validation, run.seed, radiographs=_VALIDATION_RADIOGRAPHS)
+    validate = partial(
+        evaluate, pairs=pairs, subjects=split.validation, seed=run.seed, radiographs=_VALIDATION_RADIOGRAPHS
+    )
+    as_trained = _weighed(folder, document, weights, np.zeros((len(REGIONS), len(STATED))))
+    open_cases, _ = validate(_open(folder, as_trained))
     require_readings(open_cases)
-    offsets = systematic_errors(open_cases)
-    opened = _open(folder, document, weights, offsets)
-    open_cases, readings = evaluate(opened, pairs, split.validation, run.seed, radiographs=_VALIDATION_RADIOGRAPHS)
+    document = _weighed(folder, document, weights, systematic_errors(open_cases))
+    opened = _open(folder, document)
+    open_cases, readings = validate(opened)
     intervals, refitted = find_intervals(open_cases), list[str]()
     if real is not None:
         real_cases, real_readings = evaluate_real(opened, real.validation, run.seed)
@@ -124,13 +127,19 @@ def export(
     return summary
 
 
-def _open(folder: Path, document: dict[str, Any], weights: Path, offsets: NDArray[np.float64]) -> Predictor:
-    """Write weights and document, without limits or intervals as yet; the document is completed."""
-    document["weights_sha256"] = write_weights(weights, folder / "weights.safetensors", offsets)
-    document["provenance"]["recentred_by"] = {
+def _weighed(folder: Path, document: dict[str, Any], weights: Path, offsets: NDArray[np.float64]) -> dict[str, Any]:
+    """Write the weights, recentred; returns the document that knows of both."""
+    recentred = {
         region.value: {name: round(float(value), 4) for (name, _), value in zip(STATED, row, strict=True)}
         for region, row in zip(REGIONS, offsets, strict=True)
     }
+    digest = write_weights(weights, folder / "weights.safetensors", offsets)
+    provenance = {**document["provenance"], "recentred_by": recentred}
+    return {**document, "weights_sha256": digest, "provenance": provenance}
+
+
+def _open(folder: Path, document: dict[str, Any]) -> Predictor:
+    """Open the bundle as it is before it has limits and intervals."""
     _write(folder, document, _OPEN, Intervals({}, {}), {})
     return Predictor(load_bundle(folder))
 

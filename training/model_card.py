@@ -55,7 +55,8 @@ What became of each kind of hip, judged by the total hip:
 
 {_whole(figures["whole_radiographs"])}
 {_real(figures.get("real"))}## Known limits
-- Phantoms are simpler than people: no osteoarthritis, no fracture, no calcification, no clothing.
+- The people that were learned from are simpler than real ones: no osteoarthritis, no fracture, no calcification, no clothing. A fracture is
+  not recognised as one; the ladders show what is made of it.
 - Positions and densities of muscles are not decomposed.
 - Dose, tube, scatter, vendor, file size, body, mineral and pose move the figures: `python -m training ladders` shows by how much
   (for the shipped bundle: `evaluation/LADDERS.md`).
@@ -182,8 +183,8 @@ def _methods(methods: dict[str, Any], run: dict[str, Any]) -> str:
         return ""
     ours, direct = (_examples(run[name]) for name in ("decomposer", "direct"))
     lines = [
-        "The same hips by the conventional method, direct regression from the same crop by a residual network of the same widths",
-        f"and kind of examples ({direct:,} of them; the decomposer saw {ours:,}); 95 % intervals by drawing patients:",
+        "The same hips by the conventional method, direct regression from the same crop by a residual network",
+        f"({direct:,} examples of measurable hips; the decomposer saw {ours:,} of all kinds); 95 % intervals by drawing patients:",
         "",
         "| region | quantity | r | r, direct | gain of r | RMSE | RMSE, direct | gain of RMSE |",
         "|---" * 8 + "|",

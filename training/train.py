@@ -149,7 +149,9 @@ def _train(
     learn(Task("locator", locator, _overview_loss, overview_examples), run.locator)
     if run.direct is not None and direct is not None:
         direct.centre.copy_(_usual_figures(pairs, hips))
-        learn(Task("direct", direct, _direct_loss, hip_examples), run.direct)
+        # It says nothing of what cannot be measured: such hips would teach it nothing.
+        measurable = partial(HipExamples, pairs, hips, run.seed, atlas=atlas, real=real, spoiled=False)
+        learn(Task("direct", direct, _direct_loss, measurable), run.direct)
 
 
 def _usual_figures(pairs: Pairs, hips: NDArray[np.int64]) -> Tensor:
@@ -192,9 +194,15 @@ class HipExamples(Dataset[dict[str, Any]]):
         stage: Stage,
         atlas: Pairs | None = None,
         real: RealExamples | None = None,
+        *,
+        spoiled: bool = True,
     ) -> None:
-        self.pairs, self.hips, self.seed, self.stage, self.atlas, self.real = pairs, hips, seed, stage, atlas, real
-        self.with_metal = np.array([hip for hip in hips if pairs.table[hip]["has_metal"]], np.int64)
+        """Args: spoiled: whether hips that cannot be measured are among them, which a network that refuses must learn from."""
+        self.pairs, self.seed, self.stage, self.atlas, self.real = pairs, seed, stage, atlas, real
+        self.spoiled = spoiled
+        native = [hip for hip in hips if not pairs.table[hip]["has_metal"] and not pairs.table[hip]["is_frog_leg"]]
+        self.hips = hips if spoiled else np.array(native, np.int64)
+        self.with_metal = np.array([hip for hip in self.hips if pairs.table[hip]["has_metal"]], np.int64)
 
     def __getitem__(self, number: int) -> dict[str, Any]:
         if self.real is not None and (example := self.real.draw(number)) is not None:
@@ -204,7 +212,7 @@ class HipExamples(Dataset[dict[str, Any]]):
         arrays = _single(hip.materials), _single(hip.targets), hip.labels
         canonical = canonical_logarithms(hip.figures["canonical"])
         shares = self.stage.mineral_scaled, self.stage.voltage_told
-        return _fields(hip_example(*arrays, hip.anteroposterior, canonical, rng, *shares))
+        return _fields(hip_example(*arrays, hip.anteroposterior, canonical, rng, *shares, spoiled=self.spoiled))
 
     def _draw(self, number: int, rng: np.random.Generator) -> HipPair:
         # By a stream of its own: the phantoms' examples stay what they are without an atlas.

@@ -201,7 +201,7 @@ def test_the_model_card_says_simulation_first_and_every_figure_of_the_document()
     assert "simulated radiographs only" in card.split("## What it is")[0]
     assert "| a shape model | a licence |" in card and "KVP" in card
     assert f"{summary.agreement['total_hip']['areal_bmd_g_cm2'].pearson_r:.3f}" in card
-    assert "1 implant" in card and "2,000 of them; the decomposer saw 12,000" in card
+    assert "1 implant" in card and "2,000 examples of measurable hips; the decomposer saw 12,000" in card
 
 
 def test_the_shipped_run_is_readable_and_an_unknown_key_is_named(tmp_path: Path) -> None:

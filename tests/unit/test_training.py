@@ -195,6 +195,14 @@ def test_a_stage_draws_its_share_from_the_atlas_and_the_other_examples_stay_the_
     assert all(np.array_equal(alone[n]["network_input"], absent[n]["network_input"]) for n in range(4))
 
 
+def test_a_network_that_refuses_nothing_learns_from_whole_good_hips_alone(pairs: Pairs) -> None:
+    stage = Stage(1, 1e-3)
+    everything, measurable = (HipExamples(pairs, np.arange(4), 1, stage, spoiled=spoiled) for spoiled in (True, False))
+    good = [measurable[number] for number in range(12)]
+    assert all(one["anteroposterior_hip"] == 1 and one["field"].all() and one["implant"] == 0 for one in good)
+    assert any(not one["field"].all() for one in map(everything.__getitem__, range(12)))
+
+
 def test_persons_with_atlas_bones_are_stored_as_pairs_and_not_mixed_with_phantoms(
     reference_data: Path, tmp_path: Path
 ) -> None:
