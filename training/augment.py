@@ -112,6 +112,8 @@ def real_hip_example(
     canonical: NDArray[np.float32],
     rng: np.random.Generator,
     kilovolt: float | None = None,
+    *,
+    spoiled: bool = True,
 ) -> HipExample:
     """Draw a training example from a real AP hip's radiograph and what its CT says of it.
 
@@ -125,15 +127,16 @@ def real_hip_example(
         labels: (...) region labels.
         canonical: (regions, quantities) as `targets.canonical_logarithms` gives them.
         kilovolt: the tube voltage to tell; None: none.
+        spoiled: as for `hip_example`.
     """
     # Beyond what is stored lies no radiograph: the outermost pixels, which are repeated there, say so.
     seen = np.pad(np.stack([inside, field])[:, 1:-1, 1:-1], ((0, 0), (1, 1), (1, 1))).astype(np.float32)
     planes = np.concatenate([image[None], seen, targets]).astype(np.float32)
-    planes, moved_labels, grown, negative = _moved(planes, labels, canonical, rng)
+    planes, moved_labels, grown, negative = _moved(planes, labels, canonical, rng, spoiled=spoiled)
     moved_inside, moved_field = planes[1:3] > 0.5
     pictured = _blur(planes[[0, 3, 4, 5]], rng)
     picture = reprocess(pictured[0], frame.SPACING_MM, rng)
-    cut, cut_inside, cut_field = _cut_field(picture, rng)
+    cut, cut_inside, cut_field = _cut_field(picture, rng) if spoiled else _whole_field(picture)
     unknown = np.full_like(picture, np.nan)
     return _example(
         cut,
@@ -179,8 +182,7 @@ def finish_hip_example(
     planes = _blur(planes, rng)
     materials, targets = planes[:4], planes[4:]
     image, exposure = random_radiograph(materials, frame.SPACING_MM, rng)
-    whole = np.ones(image.shape, bool)
-    image, inside, field = _cut_field(image, rng) if spoiled else (image, whole, whole)
+    image, inside, field = _cut_field(image, rng) if spoiled else _whole_field(image)
     maps = np.concatenate([targets, materials[:1] + materials[1:2]])
     metal = (materials[3] > METAL_G_CM2).astype(np.float32)
     told = voltage_told > 0 and rng.random() < voltage_told
@@ -289,12 +291,16 @@ def _transform(
     return smooth, nearest[0, 0].numpy().astype(np.uint8)
 
 
+def _whole_field(image: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.bool_], NDArray[np.bool_]]:
+    """As `_cut_field` gives it where nothing is cut."""
+    return image, np.ones(image.shape, bool), np.ones(image.shape, bool)
+
+
 def _cut_field(
     image: NDArray[np.float32], rng: np.random.Generator
 ) -> tuple[NDArray[np.float32], NDArray[np.bool_], NDArray[np.bool_]]:
     """Let part of the crop lie outside the image or under a collimator; returns image, inside the image, exposed field."""
-    inside = np.ones(image.shape, bool)
-    field = np.ones(image.shape, bool)
+    _, inside, field = _whole_field(image)
     if rng.random() > _FIELD_CUT_SHARE:
         return image, inside, field
     rows, columns = image.shape

@@ -9,8 +9,10 @@ from typing import Any, Literal, get_args
 from dicomnode.errors import ConfigurationError
 
 PRECISIONS = ("auto", "32-true", "bf16-mixed")
-_HIPS_ONLY = ("mineral_scaled", "voltage_told", "atlas", "gradient_correlation", "pelvis_mass", "adversarial")
+_HIPS_ONLY = ("mineral_scaled", "voltage_told", "atlas")
 """What a stage of a network that sees no single hip cannot have."""
+_MAPS_ONLY = ("gradient_correlation", "pelvis_mass", "adversarial")
+"""What a stage of a network that draws no maps of a hip cannot have."""
 _WIDTH_STEP = 8
 _LEAST_WIDTH = 16
 """Narrower networks kill the process in torch 2.13's channels-last backward pass on CPU (seen with 4 and 8 channels)."""
@@ -148,19 +150,27 @@ def load_run(path: Path) -> RunConfiguration:
             f" {real.validation:g} and hospital.test {real.test:g} at 0 or above and together below 1"
         )
     begun = run.start is not None
-    check_network(f"{path}: decomposer", run.decomposer, sees_hips=True, begun=begun)
+    check_network(f"{path}: decomposer", run.decomposer, sees_hips=True, draws_maps=True, begun=begun)
     check_network(f"{path}: locator", run.locator, begun=begun)
     if run.direct is not None:
         check_network(f"{path}: direct", run.direct, sees_hips=True)
-    if run.atlas is None and any(stage.atlas for stage in run.decomposer.stages):
-        raise ConfigurationError(
-            f"{path}: decomposer.stages: atlas is a share of the persons of [atlas], which is absent"
-        )
+    for name, network in (("decomposer", run.decomposer), ("direct", run.direct)):
+        if run.atlas is None and network is not None and any(stage.atlas for stage in network.stages):
+            raise ConfigurationError(
+                f"{path}: {name}.stages: atlas is a share of the persons of [atlas], which is absent"
+            )
     check_engine(f"{path}: engine", run.engine)
     return run
 
 
-def check_network(place: str, network: NetworkConfiguration, *, sees_hips: bool = False, begun: bool = False) -> None:
+def check_network(
+    place: str,
+    network: NetworkConfiguration,
+    *,
+    sees_hips: bool = False,
+    draws_maps: bool = False,
+    begun: bool = False,
+) -> None:
     """Refuse what torch cannot train, or has no meaning for this network.
 
     Args:
@@ -168,8 +178,8 @@ def check_network(place: str, network: NetworkConfiguration, *, sees_hips: bool 
 
     Raises:
         ConfigurationError: a width is too small or no multiple, there is nothing to train by, a share or weight is negative, or a
-            stage asks for what only a network that sees single hips can have, or for the statistics of a stage that there was not;
-            the message begins with `place`.
+            stage asks for what this network cannot have, or for the statistics of a stage that there was not; the message begins
+            with `place`.
     """
     if any(width < _LEAST_WIDTH or width % _WIDTH_STEP for width in network.widths):
         raise ConfigurationError(
@@ -182,10 +192,10 @@ def check_network(place: str, network: NetworkConfiguration, *, sees_hips: bool 
             f"{place}.stages: statistics_frozen needs those of a stage before, or of a bundle to start from; leave it out of"
             " the first"
         )
-    for stage, option in product(network.stages, _HIPS_ONLY):
+    for stage, option in product(network.stages, _HIPS_ONLY + _MAPS_ONLY):
         if getattr(stage, option) < 0:
             raise ConfigurationError(f"{place}.stages: {option} = {getattr(stage, option)} must not be negative")
-        if getattr(stage, option) and not sees_hips:
+        if getattr(stage, option) and not (sees_hips if option in _HIPS_ONLY else draws_maps):
             raise ConfigurationError(f"{place}.stages: {option} is for the decomposer; leave it out here")
 
 
@@ -244,6 +254,8 @@ def build_frozen(kind: type[Any], document: dict[str, Any], place: str) -> Any:
             values[name] = build_frozen(part, value, f"{place}: {name}")
         elif part is not None and isinstance(value, list):
             values[name] = tuple(build_frozen(part, one, f"{place}: {name}") for one in value)
+        elif part is not None:
+            raise ConfigurationError(f"{place}: {name} must be a table, not {value!r}")
         else:
             values[name] = tuple(value) if isinstance(value, list) else value
     try:

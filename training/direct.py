@@ -1,7 +1,7 @@
 """The conventional method, for comparison: the figures straight from the crop, with no picture of the bone in between.
 
-A residual network (He et al. 2016, doi:10.1109/CVPR.2016.90); it learns from the same hips, as far as they can be measured, and is
-read at the same looks.
+A residual network (He et al. 2016, doi:10.1109/CVPR.2016.90); it learns from measurable hips alone, for it refuses nothing, in
+stages of its own, and is read at the same looks.
 """
 
 from collections.abc import Mapping

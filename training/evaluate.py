@@ -73,7 +73,7 @@ def evaluate(
     cases: list[RegionCase] = []
     readings: list[HipReading] = []
     for number, take in tqdm(
-        list(product(pairs.hips_of(subjects).tolist(), range(radiographs))), "evaluate", unit="hip"
+        list(product(pairs.hips_of(subjects).tolist(), range(radiographs))), "evaluate", unit="radiograph"
     ):
         hip = pairs.hip(number)
         framed = taken_once(hip, np.random.default_rng((seed, 3, number, take)))

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import platform
+from collections.abc import Iterable
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -68,7 +69,7 @@ _LEAST_METAL_CM2 = 0.5
 _VALIDATION_RADIOGRAPHS = 2
 """Of each hip: limits, intervals and centre then hang less on the devices that happened to be drawn."""
 _FEWEST_READ = 10
-"""Split-conformal intervals of 90 % need nine cases."""
+"""Hips; split-conformal intervals of 90 % need nine."""
 
 
 class NothingLearned(DicomNodeError):
@@ -167,12 +168,16 @@ def require_readings(cases: list[RegionCase]) -> None:
     """
     for region in Region:
         native = [case for case in cases if case.region == region.value and case.kind == "native"]
-        read = sum(not case.refused for case in native)
+        everybody, read = _hips(native), _hips(case for case in native if not case.refused)
         if read < _FEWEST_READ:
             raise NothingLearned(
-                f"{region.value}: {read} of {len(native)} native validation hips could be read, at least {_FEWEST_READ} are needed"
+                f"{region.value}: {read} of {everybody} native validation hips could be read, at least {_FEWEST_READ} are needed"
                 " to set limits and intervals; train for more steps, or make more pairs"
             )
+
+
+def _hips(cases: Iterable[RegionCase]) -> int:
+    return len({(case.subject, case.side) for case in cases})
 
 
 def find_limits(readings: list[HipReading]) -> Limits:
@@ -204,7 +209,8 @@ def find_limits(readings: list[HipReading]) -> Limits:
 def find_intervals(cases: list[RegionCase]) -> Intervals:
     """The 90 % split-conformal intervals of each region, from the native validation hips.
 
-    Those of the canonical pose are multiples of the figure's own spread: an uncertain figure gets a wider one.
+    Those of the canonical pose are multiples of the figure's own spread: an uncertain figure gets a wider one. Each radiograph of a
+    hip counts, as if it were another hip's.
     """
     canonical: dict[str, dict[str, float]] = {}
     projected: dict[str, float] = {}

@@ -1,4 +1,4 @@
-"""The proposed method and the conventional one side by side: the same hips, the same radiographs, training examples of one kind."""
+"""The proposed method and the conventional one side by side: the same hips and radiographs; each learned in stages of its own."""
 
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass

@@ -55,8 +55,8 @@ What became of each kind of hip, judged by the total hip:
 
 {_whole(figures["whole_radiographs"])}
 {_real(figures.get("real"))}## Known limits
-- The people that were learned from are simpler than real ones: no osteoarthritis, no fracture, no calcification, no clothing. A fracture is
-  not recognised as one; the ladders show what is made of it.
+- Simulated people are simpler than real ones: no osteoarthritis, no fracture, no calcification, no clothing in what was learned
+  from them. A fracture is not recognised as one; the ladders show what is made of it.
 - Positions and densities of muscles are not decomposed.
 - Dose, tube, scatter, vendor, file size, body, mineral and pose move the figures: `python -m training ladders` shows by how much
   (for the shipped bundle: `evaluation/LADDERS.md`).
@@ -181,10 +181,11 @@ def _whole(whole: dict[str, Any]) -> str:
 def _methods(methods: dict[str, Any], run: dict[str, Any]) -> str:
     if not methods:
         return ""
-    ours, direct = (_examples(run[name]) for name in ("decomposer", "direct"))
+    seen, seen_direct = (_examples(run[name]) for name in ("decomposer", "direct"))
     lines = [
         "The same hips by the conventional method, direct regression from the same crop by a residual network",
-        f"({direct:,} examples of measurable hips; the decomposer saw {ours:,} of all kinds); 95 % intervals by drawing patients:",
+        f"({seen_direct:,} examples of measurable hips; the decomposer saw {seen:,} of all kinds, and in other stages); 95 %",
+        "intervals by drawing patients:",
         "",
         "| region | quantity | r | r, direct | gain of r | RMSE | RMSE, direct | gain of RMSE |",
         "|---" * 8 + "|",

@@ -75,8 +75,8 @@ class RealExamples:
     share: float
     seed: int
 
-    def draw(self, number: int) -> HipExample | None:
-        """The example of a number, or None where it comes from a phantom."""
+    def draw(self, number: int, *, spoiled: bool = True) -> HipExample | None:
+        """The example of a number, or None where it comes from a phantom; `spoiled` as for `augment.real_hip_example`."""
         rng = np.random.default_rng((self.seed, 4, number))
         if rng.random() >= self.share:
             return None
@@ -90,4 +90,5 @@ class RealExamples:
             canonical_logarithms(hip.figures["canonical"]),
             rng,
             hip.figures.get("kilovolt"),
+            spoiled=spoiled,
         )

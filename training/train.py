@@ -148,10 +148,10 @@ def _train(
     learn(Task("decomposer", decomposer, _hip_loss, hip_examples, draws_maps=True), run.decomposer)
     learn(Task("locator", locator, _overview_loss, overview_examples), run.locator)
     if run.direct is not None and direct is not None:
-        direct.centre.copy_(_usual_figures(pairs, hips))
+        direct.centre.copy_(_usual_figures(pairs, measurable(pairs, hips)))
         # It says nothing of what cannot be measured: such hips would teach it nothing.
-        measurable = partial(HipExamples, pairs, hips, run.seed, atlas=atlas, real=real, spoiled=False)
-        learn(Task("direct", direct, _direct_loss, measurable), run.direct)
+        good_hips = partial(HipExamples, pairs, hips, run.seed, atlas=atlas, real=real, spoiled=False)
+        learn(Task("direct", direct, _direct_loss, good_hips), run.direct)
 
 
 def _usual_figures(pairs: Pairs, hips: NDArray[np.int64]) -> Tensor:
@@ -197,15 +197,20 @@ class HipExamples(Dataset[dict[str, Any]]):
         *,
         spoiled: bool = True,
     ) -> None:
-        """Args: spoiled: whether hips that cannot be measured are among them, which a network that refuses must learn from."""
+        """Hips to draw from.
+
+        Args:
+            spoiled: whether hips that cannot be measured are among them, which a network that refuses must learn from.
+        """
         self.pairs, self.seed, self.stage, self.atlas, self.real = pairs, seed, stage, atlas, real
         self.spoiled = spoiled
-        native = [hip for hip in hips if not pairs.table[hip]["has_metal"] and not pairs.table[hip]["is_frog_leg"]]
-        self.hips = hips if spoiled else np.array(native, np.int64)
+        self.hips = hips if spoiled else measurable(pairs, hips)
         self.with_metal = np.array([hip for hip in self.hips if pairs.table[hip]["has_metal"]], np.int64)
+        atlas_hips = np.arange(0 if atlas is None else 2 * atlas.count)
+        self.atlas_hips = atlas_hips if spoiled or atlas is None else measurable(atlas, atlas_hips)
 
     def __getitem__(self, number: int) -> dict[str, Any]:
-        if self.real is not None and (example := self.real.draw(number)) is not None:
+        if self.real is not None and (example := self.real.draw(number, spoiled=self.spoiled)) is not None:
             return _fields(example)
         rng = np.random.default_rng((self.seed, 1, number))
         hip = self._draw(number, rng)
@@ -218,9 +223,21 @@ class HipExamples(Dataset[dict[str, Any]]):
         # By a stream of its own: the phantoms' examples stay what they are without an atlas.
         apart = np.random.default_rng((self.seed, 6, number))
         if self.atlas is not None and apart.random() < self.stage.atlas:
-            return self.atlas.hip(int(apart.integers(2 * self.atlas.count)))
+            return self.atlas.hip(int(self.atlas_hips[apart.integers(len(self.atlas_hips))]))
         drawn_from = self.with_metal if len(self.with_metal) and rng.random() < _METAL_SHARE else self.hips
         return self.pairs.hip(int(drawn_from[rng.integers(len(drawn_from))]))
+
+
+def measurable(pairs: Pairs, hips: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Those of the hips that lie for an AP view and have no metal.
+
+    Raises:
+        ConfigurationError: there is none.
+    """
+    found = [hip for hip in hips if not pairs.table[hip]["has_metal"] and not pairs.table[hip]["is_frog_leg"]]
+    if not found:
+        raise ConfigurationError(f"{pairs.folder}: none of {len(hips)} hips can be measured; make more pairs")
+    return np.array(found, np.int64)
 
 
 class OverviewExamples(Dataset[dict[str, Any]]):
@@ -275,9 +292,19 @@ def fit(
     workers: int,
     save_every: int,
 ) -> None:
-    """Train through all stages; `NAME.stageN.pt` is kept of each but the last, which becomes `NAME.pt`."""
+    """Train through all stages; `NAME.stageN.pt` is kept of each but the last, which becomes `NAME.pt`.
+
+    Raises:
+        ConfigurationError: the folder holds the end of a run with other stages.
+    """
     stages = configuration.stages
     names = [f"{task.name}.stage{number}.pt" for number in range(1, len(stages))] + [f"{task.name}.pt"]
+    missing = [name for name in names[:-1] if not (folder / name).exists()]
+    if missing and (folder / names[-1]).exists():
+        raise ConfigurationError(
+            f"{folder / names[-1]} ends a run with other stages, for {missing[0]} is not there: to go on from it, rename it to"
+            " that; else move it away"
+        )
     for number, (stage, file) in enumerate(zip(stages, names, strict=True)):
         done, drawn = folder / file, sum(before.steps for before in stages[:number])
         if done.exists():
@@ -353,10 +380,16 @@ def fit_stage(
 
 
 def freeze_statistics(network: nn.Module) -> None:
-    """Let normalisation use its running statistics and leave them as they are; its scales and shifts still learn."""
-    for module in network.modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm):
-            module.eval()
+    """Let normalisation use its running statistics and leave them as they are; its scales and shifts still learn.
+
+    Raises:
+        ConfigurationError: the network has none.
+    """
+    normalising = [module for module in network.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    if not normalising:
+        raise ConfigurationError("statistics_frozen: this network has no running statistics; leave it out")
+    for module in normalising:
+        module.eval()
 
 
 def _inputs(batch: dict[str, Tensor]) -> tuple[Tensor, ...]:

@@ -7,7 +7,15 @@ import pytest
 from numpy.typing import NDArray
 
 from dicomnode.domain.radiograph import Side
-from training.anatomy.disease import OSTEOPHYTE_MM, Fracture, FractureKind
+from training.anatomy.disease import (
+    OSTEOPHYTE_MM,
+    SCLEROSIS_DEPTH_MM,
+    Fracture,
+    FractureKind,
+    broken_landmarks,
+    sclerose_socket,
+)
+from training.anatomy.femur import FemurLandmarks, landmarks
 from training.anatomy.phantom import Phantom, make_phantom
 from training.anatomy.population import Subject, draw_fracture, draw_subject
 from training.ladders.ladder import is_native
@@ -41,6 +49,13 @@ def distances_mm(phantom: Phantom, name: str, to: NDArray[np.float64]) -> NDArra
     index = np.stack(np.meshgrid(*(np.arange(n) for n in structure.values.shape), indexing="ij")[::-1], -1)
     points = index @ structure.patient_from_voxel[:3, :3].T + structure.patient_from_voxel[:3, 3]
     return np.asarray(np.linalg.norm(points - to, axis=-1))
+
+
+def neck_shaft_angle_deg(points: FemurLandmarks) -> float:
+    """In the coronal plane."""
+    neck, shaft = points.head_neck_junction - points.head_centre, points.shaft_distal - points.shaft_proximal
+    cosine = neck[[0, 2]] @ shaft[[0, 2]] / np.linalg.norm(neck[[0, 2]]) / np.linalg.norm(shaft[[0, 2]])
+    return 180.0 - float(np.degrees(np.arccos(cosine)))
 
 
 def test_osteoarthritis_adds_bone_about_the_joint_and_nowhere_else(healthy: Phantom, arthritic: Phantom) -> None:
@@ -85,15 +100,36 @@ def test_a_fracture_moves_the_shaft_and_loses_no_bone(kind: FractureKind, health
     before, after = healthy.landmarks[Side.LEFT], broken.landmarks[Side.LEFT]
     np.testing.assert_array_equal(before.head_centre, after.head_centre)
     assert after.shaft_distal[2] > before.shaft_distal[2]  # the leg is shorter
-    assert (
-        after.shaft_distal[0] < before.shaft_distal[0]
-    )  # and the left one in varus: its lower end lies nearer the middle
+    assert neck_shaft_angle_deg(after) == pytest.approx(neck_shaft_angle_deg(before) - fracture.varus_deg, abs=6)
     # The landmarks went with the bone: the shaft's fragment lies about its own axis.
     voxel = np.linalg.inv(shaft.patient_from_voxel) @ [*after.shaft_distal, 1.0]
     x, y, z = np.round(voxel[:3]).astype(int)
     reach = 12
     about = shaft.values[z - 1 : z + 2, y - reach : y + reach + 1, x - reach : x + reach + 1]
     assert about.max() > 0.9
+
+
+@pytest.mark.parametrize("kind", FractureKind)
+def test_a_leg_that_turns_outwards_takes_the_trochanter_backwards(kind: FractureKind) -> None:
+    femur = a_person().hips[1].femur
+    turned = broken_landmarks(landmarks(femur), Fracture(kind, 10.0, 0.0, 40.0), femur)
+    straight = broken_landmarks(landmarks(femur), Fracture(kind, 10.0, 0.0, 0.0), femur)
+    np.testing.assert_allclose(straight.shaft_distal, landmarks(femur).shaft_distal + np.array([0, 0, 10.0]))
+    assert turned.greater_trochanter_tip[1] > straight.greater_trochanter_tip[1] + 2
+    np.testing.assert_allclose(turned.head_neck_junction, straight.head_neck_junction)
+
+
+@pytest.mark.parametrize("hip_x", [-85.0, 85.0])
+def test_the_roof_of_the_socket_on_its_own_side_becomes_denser(hip_x: float) -> None:
+    mineral, volume = np.full((60, 60, 120), 0.1, np.float32), np.ones((60, 60, 120), np.float32)
+    origin = np.array([-120.0, -60.0, -60.0])
+    sclerose_socket(mineral, volume, origin, 2.0, hip_x, 28.0, 0.4, 1.0)
+    gained = mineral - 0.1
+    z, y, x = (axis * 2.0 + start for axis, start in zip(np.nonzero(gained > 1e-4), origin[::-1], strict=True))
+    assert mineral.max() == pytest.approx(0.4) and (np.sign(x) == np.sign(hip_x)).all()
+    assert abs(x.mean()) > abs(hip_x) + 3 and z.mean() > 15 and abs(y.mean()) < 2
+    away = np.sqrt((x - hip_x) ** 2 + y**2 + z**2)
+    assert (np.abs(away - 28) <= SCLEROSIS_DEPTH_MM).all()
 
 
 def test_a_broken_hip_is_projected_whole_and_is_no_native_one(healthy: Phantom) -> None:

@@ -222,6 +222,16 @@ def test_a_share_of_an_atlas_needs_an_atlas(tmp_path: Path) -> None:
         load_run(wrong)
 
 
+def test_the_conventional_method_cannot_have_losses_of_maps_nor_be_switched_on(tmp_path: Path) -> None:
+    wrong, table, shipped = tmp_path / "run.toml", "[[direct.stages]]\n", SHIPPED_RUN.read_text()
+    wrong.write_text(shipped.replace(table, table + "pelvis_mass = 1.0\n"))
+    with pytest.raises(ConfigurationError, match=r"direct.stages: pelvis_mass is for the decomposer"):
+        load_run(wrong)
+    wrong.write_text("direct = true\n" + shipped.split("[direct]")[0] + "[locator]" + shipped.split("[locator]")[1])
+    with pytest.raises(ConfigurationError, match="direct must be a table, not True"):
+        load_run(wrong)
+
+
 def test_statistics_are_frozen_only_after_a_stage_that_found_them(tmp_path: Path) -> None:
     wrong = tmp_path / "run.toml"
     first = "steps = 4200\n"

@@ -39,7 +39,7 @@ from training.losses import (
 from training.pairs import Pairs, load_atlas, load_pairs, make_pairs
 from training.split import Split, split_subjects
 from training.targets import MARGIN_PX, make_targets, scale_mineral
-from training.train import HipExamples, learning_rate_share, train
+from training.train import HipExamples, learning_rate_share, measurable, train
 
 LOGARITHMS = np.log(np.full((len(REGIONS), len(CANONICAL)), 2.0, np.float32))
 
@@ -203,6 +203,14 @@ def test_a_network_that_refuses_nothing_learns_from_whole_good_hips_alone(pairs:
     assert any(not one["field"].all() for one in map(everything.__getitem__, range(12)))
 
 
+def test_metal_and_other_views_are_not_measurable(pairs: Pairs) -> None:
+    good = {"has_metal": False, "is_frog_leg": False}
+    table = (good, {**good, "has_metal": True}, {**good, "is_frog_leg": True}, good)
+    assert measurable(Pairs(pairs.folder, table), np.arange(4)).tolist() == [0, 3]
+    with pytest.raises(ConfigurationError, match="none of 2 hips can be measured"):
+        measurable(Pairs(pairs.folder, table), np.array([1, 2]))
+
+
 def test_persons_with_atlas_bones_are_stored_as_pairs_and_not_mixed_with_phantoms(
     reference_data: Path, tmp_path: Path
 ) -> None:
@@ -331,6 +339,12 @@ def test_a_run_resumed_from_a_checkpoint_ends_like_one_that_was_not(pairs: Pairs
     parts = torch.load(tmp_path / "parts" / "decomposer.pt", weights_only=True)
     for key, value in whole.items():
         torch.testing.assert_close(parts[key], value, rtol=1e-4, atol=1e-6)
+
+
+def test_the_end_of_a_run_with_other_stages_is_not_taken_for_this_one_s(pairs: Pairs, tmp_path: Path) -> None:
+    (tmp_path / "decomposer.pt").touch()
+    with pytest.raises(ConfigurationError, match=r"decomposer.stage1.pt is not there"):
+        train(a_run(1), pairs, ALL, tmp_path, workers=0)
 
 
 def test_a_stage_begins_with_the_weights_of_the_one_before_and_draws_new_examples(pairs: Pairs, tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ that Kellgren and Lawrence 1957, doi:10.1136/ard.16.4.494, grade.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 import numpy as np
@@ -35,7 +35,7 @@ class FractureKind(StrEnum):
 
 @dataclass(frozen=True)
 class Fracture:
-    """A displaced fracture: the shaft goes up, turns outwards and into varus, the head stays in its socket."""
+    """A displaced fracture: the head's fragment tilts into varus in its socket, the shaft goes up and turns outwards."""
 
     kind: FractureKind
     shortening_mm: float
@@ -61,7 +61,8 @@ def degenerate(
     """Give a femur the rim of osteophytes and the subchondral sclerosis of osteoarthritis, in place.
 
     Args:
-        mineral: (z, y, x) g/cm3 in the femur's frame; volume: the fraction of each voxel inside.
+        mineral: (z, y, x) g/cm3 in the femur's frame.
+        volume: (z, y, x) fraction of each voxel inside.
         densest_g_cm3: what bone can hold at most.
         severity: 0..1.
     """
@@ -73,8 +74,9 @@ def degenerate(
     )
     np.minimum(bone, np.float32(densest_g_cm3) * inside, out=bone)
     rim = np.clip(0.5 - _rim_distance(x, y, z, shape, severity, seed) / voxel_mm, 0, 1).astype(np.float32)
-    np.maximum(inside, rim, out=inside)
-    np.maximum(bone, OSTEOPHYTE_G_CM3 * rim, out=bone)
+    grown = np.maximum(rim - inside, 0)  # what was bone before stays as it was
+    inside += grown
+    bone += np.float32(OSTEOPHYTE_G_CM3) * grown
 
 
 def sclerose_socket(
@@ -90,7 +92,8 @@ def sclerose_socket(
     """Let the roof of a socket become denser, in place.
 
     Args:
-        mineral: (z, y, x) g/cm3 of the pelvis in its frame; volume: the fraction of each voxel inside.
+        mineral: (z, y, x) g/cm3 of the pelvis in its frame.
+        volume: (z, y, x) fraction of each voxel inside.
         hip_x_mm: place of the hip's centre along x; negative on the right.
         cavity_mm: radius of the socket.
     """
@@ -136,7 +139,7 @@ def _rim_distance(
 ) -> NDArray[np.float64]:
     """Distance to the ring of osteophytes where the head passes into the neck, mm, thicker here and there."""
     axis, points = neck_axis(shape), landmarks(shape)
-    up = np.cross(np.array([0.0, 1.0, 0.0]), axis)
+    up = np.cross(axis, np.array([0.0, 1.0, 0.0]))
     up /= np.linalg.norm(up)
     forward = np.cross(axis, up)
     along = x * axis[0] + y * axis[1] + z * axis[2]
@@ -185,29 +188,30 @@ def _break(kind: FractureKind, points: FemurLandmarks) -> NDArray[np.float64]:
     return 0.5 * (points.greater_trochanter_tip + points.lesser_trochanter_tip)
 
 
-def displacement(fracture: Fracture, shape: FemurShape) -> NDArray[np.float64]:
-    """4 x 4 in the femur's frame: where the shaft's fragment goes."""
-    pivot = _break(fracture.kind, landmarks(shape))
-    out, varus = math.radians(fracture.external_rotation_deg), math.radians(fracture.varus_deg)
-    about_z = np.array([[math.cos(out), -math.sin(out), 0], [math.sin(out), math.cos(out), 0], [0, 0, 1]])
-    # The shaft's lower end goes medially, which is -x.
-    about_y = np.array([[math.cos(varus), 0, math.sin(varus)], [0, 1, 0], [-math.sin(varus), 0, math.cos(varus)]])
+def tilt(fracture: Fracture) -> NDArray[np.float64]:
+    """4 x 4 in the femur's frame: how the head's fragment turns in its socket, its neck upwards."""
+    varus = math.radians(fracture.varus_deg)
     matrix = np.eye(4)
-    matrix[:3, :3] = about_y @ about_z
-    matrix[:3, 3] = pivot - matrix[:3, :3] @ pivot + np.array([0.0, 0.0, fracture.shortening_mm])
+    matrix[:3, :3] = [[math.cos(varus), 0, -math.sin(varus)], [0, 1, 0], [math.sin(varus), 0, math.cos(varus)]]
     return matrix
 
 
-def broken_landmarks(points: FemurLandmarks, motion: NDArray[np.float64]) -> FemurLandmarks:
-    """The landmarks of a broken femur: those of the head stay, the others go with the shaft."""
-    moved = points.moved(motion)
-    return FemurLandmarks(
-        points.head_centre,
-        points.head_radius_mm,
-        points.head_neck_junction,
-        moved.neck_base,
-        moved.greater_trochanter_tip,
-        moved.lesser_trochanter_tip,
-        moved.shaft_proximal,
-        moved.shaft_distal,
+def displacement(fracture: Fracture, shape: FemurShape) -> NDArray[np.float64]:
+    """4 x 4 in the femur's frame: where the shaft's fragment goes. It stays as straight as the leg lies."""
+    middle = _break(fracture.kind, landmarks(shape))
+    out = math.radians(fracture.external_rotation_deg)
+    matrix = np.eye(4)
+    matrix[:3, :3] = [[math.cos(out), -math.sin(out), 0], [math.sin(out), math.cos(out), 0], [0, 0, 1]]
+    met = tilt(fracture)[:3, :3] @ middle + np.array([0.0, 0.0, fracture.shortening_mm])
+    matrix[:3, 3] = met - matrix[:3, :3] @ middle
+    return matrix
+
+
+def broken_landmarks(points: FemurLandmarks, fracture: Fracture, shape: FemurShape) -> FemurLandmarks:
+    """The landmarks of a broken femur in its own frame: those of the head go with one fragment, the others with the other."""
+    head, shaft = points.moved(tilt(fracture)), points.moved(displacement(fracture, shape))
+    return replace(
+        shaft,
+        head_centre=head.head_centre,
+        head_neck_junction=head.head_neck_junction,
     )

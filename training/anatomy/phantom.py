@@ -20,6 +20,7 @@ from training.anatomy.disease import (
     narrowed,
     proximal_fragment,
     sclerose_socket,
+    tilt,
 )
 from training.anatomy.femur import VOXEL_MM as FEMUR_VOXEL_MM
 from training.anatomy.femur import FemurLandmarks, femur_volumes, landmarks
@@ -76,7 +77,7 @@ def patient_from_femur(subject: Subject, hip: Hip) -> NDArray[np.float64]:
 
 def _landmarks(hip: Hip) -> FemurLandmarks:
     points = landmarks(hip.femur)
-    return points if hip.fracture is None else broken_landmarks(points, displacement(hip.fracture, hip.femur))
+    return points if hip.fracture is None else broken_landmarks(points, hip.fracture, hip.femur)
 
 
 def _femur_structures(hip: Hip, motion: NDArray[np.float64]) -> list[Structure]:
@@ -98,10 +99,10 @@ def _femur_structures(hip: Hip, motion: NDArray[np.float64]) -> list[Structure]:
     if hip.fracture is None:
         return [*_bone(name, mineral, volume, motion @ place), *structures]
     proximal = proximal_fragment(hip.fracture.kind, hip.femur, mineral.shape, origin, FEMUR_VOXEL_MM)
-    shaft = motion @ displacement(hip.fracture, hip.femur) @ place
+    head, shaft = tilt(hip.fracture), displacement(hip.fracture, hip.femur)
     return [
-        *_bone(name, mineral * proximal, volume * proximal, motion @ place),
-        *_bone(name, mineral * ~proximal, volume * ~proximal, shaft),
+        *_bone(name, mineral * proximal, volume * proximal, motion @ head @ place),
+        *_bone(name, mineral * ~proximal, volume * ~proximal, motion @ shaft @ place),
         *structures,
     ]
 
@@ -136,7 +137,8 @@ def _pelvis_structures(subject: Subject) -> list[Structure]:
         sign = 1.0 if hip.side is Side.LEFT else -1.0
         hip_x = sign * shape.half_width_mm
         if hip.osteoarthritis:
-            cavity, densest = hip.femur.head_radius_mm + shape.joint_space_mm, hip.quality.cortical_density_g_cm3
+            cavity = hip.femur.head_radius_mm + shape.joint_space_mm
+            densest = subject.pelvis_quality.cortical_density_g_cm3
             sclerose_socket(mineral, volume, origin, PELVIS_VOXEL_MM, hip_x, cavity, densest, hip.osteoarthritis)
         if hip.implant is not None and hip.implant.kind is ImplantKind.TOTAL_ARTHROPLASTY:
             fraction, corner = cup_fraction(hip.femur.head_radius_mm, sign)

@@ -51,9 +51,9 @@ class Hip:
     implant: Implant | None
     seed: int
     osteoarthritis: float = 0.0
-    """0 healthy to 1, see `disease`; nobody is drawn with it."""
+    """0 healthy to 1, see `disease`; nobody is drawn with it. The joint space of both hips narrows by the worse one."""
     fracture: Fracture | None = None
-    """Nobody is drawn with one."""
+    """Nobody is drawn with one; not together with an implant, whose metal would stay. Fragments may run into each other."""
 
 
 @dataclass(frozen=True)

@@ -53,8 +53,8 @@ _REFERENCE = SHIPPED_FOLDER / "reference" / "nhanes3.toml"
 _CT_DENSITIES_G_CM2 = (0.5, 1.1)
 """Areal BMD of the total hip that a CT's femur is scaled to: from osteoporosis to a young adult's."""
 _DEVICES = 5
-_HIPS_PER_DEVICE = 4
-"""Times the hips of other rungs: here agreement counts, there its change."""
+_DEVICE_HIPS_FACTOR = 4
+"""Times the hips of other rungs: here agreement counts, there the change."""
 _PAGE_COLUMNS = 170
 """Width of the tables where they go to a file."""
 
@@ -69,8 +69,14 @@ def ladders_command(
     first: Annotated[
         int | None, typer.Option(help="First held-out phantom of the pairs; by default the test split's.")
     ] = None,
-    hips: Annotated[int, typer.Option(help="Native hips on each rung of exposure and processing.")] = 30,
-    persons: Annotated[int, typer.Option(help="Persons whose mineral is scaled, and who are put down anew.")] = 10,
+    hips: Annotated[
+        int,
+        typer.Option(help="Native hips on each rung of exposure and processing; four times as many on each device."),
+    ] = 30,
+    persons: Annotated[
+        int,
+        typer.Option(help="Persons whose mineral is scaled, who are put down anew, degenerate, and break their hips."),
+    ] = 10,
     whole: Annotated[
         int, typer.Option(help="Whole radiographs that are compressed, and as many of all kinds measured.")
     ] = 8,
@@ -113,7 +119,7 @@ def ladders_command(
 
     climbed = [exposure.climb(read, native, steps, run.seed) for steps in exposure.LADDERS]
     climbed.append(
-        exposure.climb(read, natives[: _HIPS_PER_DEVICE * hips], exposure.devices(_DEVICES, run.seed), run.seed)
+        exposure.climb(read, natives[: _DEVICE_HIPS_FACTOR * hips], exposure.devices(_DEVICES, run.seed), run.seed)
     )
     everyone = groups.read_all(read, held_out, run.seed)
     mineral = [mineral_ladder(read, lying, run.seed), loss_ladder(read, lying, run.seed)]

@@ -96,7 +96,7 @@ class Ladder:
     axis: str
     """What the rungs are, with unit."""
     reference: str
-    """The rung that changes are counted from; empty where the hips differ between rungs."""
+    """The rung that changes are counted from; empty where the hips differ between rungs, or no rung is the usual one."""
     rungs: tuple[str, ...]
     figures: tuple[RungFigures, ...]
     cases: tuple[Case, ...]

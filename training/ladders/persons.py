@@ -19,7 +19,6 @@ from training.ladders.ladder import (
     make_ladder,
     quantities,
     read_hip,
-    regrouped,
     truth_and_reading,
     value_of,
 )
@@ -125,14 +124,14 @@ def loss_ladder(read: Read, subjects: Sequence[Subject], seed: int) -> Ladder:
 
 
 def arthritis_ladder(read: Read, subjects: Sequence[Subject], seed: int) -> Ladder:
-    """Read persons whose hips degenerate, each under the same conditions for all grades; the network knows healthy joints."""
+    """Read persons whose hips degenerate, each under the same conditions for all grades; it has learned from healthy joints."""
     cases = []
     for subject in tqdm(subjects, desc="osteoarthritis", unit="person"):
         for grade, severity in ARTHRITIS.items():
             right, left = (replace(hip, osteoarthritis=severity) for hip in subject.hips)
             cases += _read_phantom(read, make_phantom(replace(subject, hips=(right, left))), seed, grade)
-    ordered = regrouped(cases, lambda case: case.rung, tuple(ARTHRITIS))
-    return make_ladder("osteoarthritis", "Osteoarthritis of the same hips", "grade", ordered, reference="none")
+    title = "Osteoarthritis of the same hips (what is true of them changes with it)"
+    return make_ladder("osteoarthritis", title, "grade", cases, reference="none")
 
 
 def broken_hips(subjects: Sequence[Subject], seed: int) -> Iterator[HipTarget]:
