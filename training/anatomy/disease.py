@@ -192,7 +192,8 @@ def tilt(fracture: Fracture) -> NDArray[np.float64]:
     """4 x 4 in the femur's frame: how the head's fragment turns in its socket, its neck upwards."""
     varus = math.radians(fracture.varus_deg)
     matrix = np.eye(4)
-    matrix[:3, :3] = [[math.cos(varus), 0, -math.sin(varus)], [0, 1, 0], [math.sin(varus), 0, math.cos(varus)]]
+    cosine, sine = math.cos(varus), math.sin(varus)
+    matrix[:3, :3] = np.array([[cosine, 0, -sine], [0, 1, 0], [sine, 0, cosine]])
     return matrix
 
 
@@ -201,7 +202,8 @@ def displacement(fracture: Fracture, shape: FemurShape) -> NDArray[np.float64]:
     middle = _break(fracture.kind, landmarks(shape))
     out = math.radians(fracture.external_rotation_deg)
     matrix = np.eye(4)
-    matrix[:3, :3] = [[math.cos(out), -math.sin(out), 0], [math.sin(out), math.cos(out), 0], [0, 0, 1]]
+    cosine, sine = math.cos(out), math.sin(out)
+    matrix[:3, :3] = np.array([[cosine, -sine, 0], [sine, cosine, 0], [0, 0, 1]])
     met = tilt(fracture)[:3, :3] @ middle + np.array([0.0, 0.0, fracture.shortening_mm])
     matrix[:3, 3] = met - matrix[:3, :3] @ middle
     return matrix
