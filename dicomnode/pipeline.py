@@ -22,7 +22,7 @@ from dicomnode.errors import NotMeasurable
 from dicomnode.inference import frame, regions
 from dicomnode.inference.bundle import Intervals, Limits
 from dicomnode.inference.canonical import interval
-from dicomnode.inference.plausibility import check_hip, check_region
+from dicomnode.inference.plausibility import check_hip, check_region, likeness_note
 from dicomnode.inference.predictor import Decomposition, HipCandidate, Predictor
 from dicomnode.inference.technique import technique_note
 
@@ -104,7 +104,7 @@ def _measure_hip(
         for region in Region
     )
     some = any(one.status is Status.MEASURED for one in measured)
-    total = measured[0]
+    total, doubt = measured[0], likeness_note(decomposition, candidate.side)
     return HipMeasurement(
         side=candidate.side,
         status=Status.MEASURED if some else Status.NOT_MEASURABLE,
@@ -114,6 +114,7 @@ def _measure_hip(
         maps=_maps(decomposition),
         magnification=plane.magnification,
         magnification_source=plane.source,
+        notes=(doubt,) if some and doubt else (),
     )
 
 

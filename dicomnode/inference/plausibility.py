@@ -5,6 +5,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from dicomnode.domain.measurement import Reason, Region
+from dicomnode.domain.radiograph import Side
 from dicomnode.errors import NotMeasurable
 from dicomnode.inference.bundle import Limits
 from dicomnode.inference.channels import LABELS_OF_REGION
@@ -19,6 +20,8 @@ _LEAST_SHAFT_CM2 = 0.6
 _LEAST_AXIS_CM2 = 3.0
 """Shaft that must be seen to tell its direction."""
 _HIGH_PASS_MM = 6.0
+_FAMILIAR = 0.9
+"""Confidence in the view below which a result says so: simulated hips that are good lie above 0.99."""
 _REGION_NAMES = {
     Region.TOTAL_HIP: "total hip",
     Region.FEMORAL_NECK: "femoral neck",
@@ -77,6 +80,17 @@ def check_hip(decomposition: Decomposition, limits: Limits) -> None:
             f"the decomposed bone explains too little of the radiograph (correlation {correlation:.2f}, "
             f"at least {limits.explained:.2f} is needed)",
         )
+
+
+def likeness_note(decomposition: Decomposition, side: Side) -> str:
+    """A sentence for the report where a hip is measured that is hardly like those that were learned from; else nothing."""
+    if decomposition.anteroposterior_hip >= _FAMILIAR:
+        return ""
+    name = {Side.RIGHT: "right", Side.LEFT: "left"}[side]
+    return (
+        f"The {name} hip looks unlike those that the model learned from (confidence in the view"
+        f" {decomposition.anteroposterior_hip:.2f}), so its figures are less certain."
+    )
 
 
 def check_region(decomposition: Decomposition, region: Region, limits: Limits) -> None:

@@ -340,9 +340,14 @@ def test_a_paragraph_too_long_ends_in_an_ellipsis_within_its_lines() -> None:
 def shipped_remarks(population: str, criteria: Criteria) -> str:
     """What stands below the limitation when every proviso of a shipped population holds."""
     references = References(load_populations(SHIPPED_FOLDER / "reference")[population], criteria)
+    doubt = (
+        "The right hip looks unlike those that the model learned from (confidence in the view 0.62), so its figures are less"
+        " certain."
+    )
     hips = tuple(
         replace(
             hip,
+            notes=(doubt,),
             regions=tuple(
                 replace(
                     region,
@@ -358,7 +363,9 @@ def shipped_remarks(population: str, criteria: Criteria) -> str:
     assumed = (
         "Magnification is not stated in the header; 1.15 was assumed, so area and mineral content are approximate."
     )
-    return " ".join(_remarks(replace(both_hips(), hips=hips, notes=(assumed,)), REFERENCES, wording("en")))
+    remarks = " ".join(_remarks(replace(both_hips(), hips=hips, notes=(assumed,)), REFERENCES, wording("en")))
+    assert remarks.count(doubt) == len(hips)
+    return remarks
 
 
 def foot(limitation: str, remarks: str, family: str = LATIN_FONT) -> tuple[float, list[str]]:

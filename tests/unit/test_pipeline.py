@@ -85,6 +85,16 @@ def test_a_measurable_hip_has_figures_for_every_region_with_its_assessment() -> 
     assert hip.magnification == 1.2 and hip.magnification_source == "header"
 
 
+def test_a_hip_that_is_hardly_like_what_was_learned_from_is_measured_and_says_so() -> None:
+    doubtful, refused = (replace(a_femur(), anteroposterior_hip=value) for value in (0.62, 0.2))
+    right, left = run(FakePredictor({Side.RIGHT: doubtful, Side.LEFT: a_femur()})).hips
+    assert right.status is left.status is Status.MEASURED and not left.notes
+    (note,) = right.notes
+    assert "right hip looks unlike" in note and "0.62" in note
+    (other,) = run(FakePredictor({Side.RIGHT: refused})).hips
+    assert other.status is Status.NOT_MEASURABLE and not other.notes
+
+
 def test_the_interval_of_the_bundle_surrounds_the_figure() -> None:
     total = run(FakePredictor({Side.RIGHT: a_femur()})).hips[0].regions[0]
     assert (

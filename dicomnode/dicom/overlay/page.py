@@ -168,6 +168,7 @@ def _remarks(measurement: Measurement, references: Mapping[Region, ReferenceCurv
         whom = references[judged.region].name if judged.region in references else judged.assessment.reference
         remarks.append(f"{words.reference}: {whom}. {words.criteria}: {judged.assessment.criteria}.")
     remarks += dict.fromkeys(note for region in regions if region.assessment for note in region.assessment.notes)
+    remarks += [note for hip in measurement.hips for note in hip.notes]
     remarks += measurement.notes
     return remarks
 
