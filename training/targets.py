@@ -4,7 +4,7 @@ Each hip is projected straight onto the pixels of the measurement frame (plus a 
 running the other way: nothing is resampled, so mass is kept as the projector keeps it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -242,6 +242,14 @@ def _hip_target(phantom: Phantom, hip: Hip, coarse: ConeBeam, tissue: dict[str, 
         labels=labels,
         figures=_figures(phantom, hip, beam, region_figures(density, path, labels, SPACING_MM)),
     )
+
+
+def is_native(figures: Mapping[str, Any]) -> bool:
+    """Whether a hip with these `HipTarget.figures` ought to be measured: AP, without metal or fracture.
+
+    Pairs that were made before there were fractures say nothing of one.
+    """
+    return not figures["is_frog_leg"] and not figures["has_metal"] and figures.get("fracture") is None
 
 
 def region_figures(

@@ -40,7 +40,7 @@ from training.pairs import HipPair, Pairs
 from training.real import RealExamples, load_real
 from training.record import PICTURE_EVERY_SAVES, Record, draw_hips
 from training.split import Split
-from training.targets import canonical_logarithms
+from training.targets import canonical_logarithms, is_native
 
 log = logging.getLogger(__name__)
 
@@ -229,12 +229,12 @@ class HipExamples(Dataset[dict[str, Any]]):
 
 
 def measurable(pairs: Pairs, hips: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Those of the hips that lie for an AP view and have no metal.
+    """Those of the hips that are native, see `targets.is_native`.
 
     Raises:
         ConfigurationError: there is none.
     """
-    found = [hip for hip in hips if not pairs.table[hip]["has_metal"] and not pairs.table[hip]["is_frog_leg"]]
+    found = [hip for hip in hips if is_native(pairs.table[hip])]
     if not found:
         raise ConfigurationError(f"{pairs.folder}: none of {len(hips)} hips can be measured; make more pairs")
     return np.array(found, np.int64)

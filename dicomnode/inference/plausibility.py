@@ -21,7 +21,7 @@ _LEAST_AXIS_CM2 = 3.0
 """Shaft that must be seen to tell its direction."""
 _HIGH_PASS_MM = 6.0
 _FAMILIAR = 0.9
-"""Confidence in the view below which a result says so: simulated hips that are good lie above 0.99."""
+"""Confidence in the view below which a result says so: 90 good simulated hips lay at 0.9996 or above (model 0.6.0)."""
 _REGION_NAMES = {
     Region.TOTAL_HIP: "total hip",
     Region.FEMORAL_NECK: "femoral neck",
@@ -86,9 +86,8 @@ def likeness_note(decomposition: Decomposition, side: Side) -> str:
     """A sentence for the report where a hip is measured that is hardly like those that were learned from; else nothing."""
     if decomposition.anteroposterior_hip >= _FAMILIAR:
         return ""
-    name = {Side.RIGHT: "right", Side.LEFT: "left"}[side]
     return (
-        f"The {name} hip looks unlike those that the model learned from (confidence in the view"
+        f"The {side.name.lower()} hip looks unlike those that the model learned from (confidence in the view"
         f" {decomposition.anteroposterior_hip:.2f}), so its figures are less certain."
     )
 

@@ -18,8 +18,7 @@ from training.anatomy.disease import (
 from training.anatomy.femur import FemurLandmarks, landmarks
 from training.anatomy.phantom import Phantom, make_phantom
 from training.anatomy.population import Subject, draw_fracture, draw_subject
-from training.ladders.ladder import is_native
-from training.targets import make_targets
+from training.targets import is_native, make_targets
 
 
 def a_person(osteoarthritis: float = 0.0, fracture: Fracture | None = None) -> Subject:

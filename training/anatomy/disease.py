@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from training.anatomy.femur import FemurLandmarks, FemurShape, landmarks, neck_axis
+from training.anatomy.implicit import coordinates
 
 OSTEOPHYTE_MM = 7.0
 """Greatest radius of the bony rim around the head at severity 1."""
@@ -20,6 +21,7 @@ OSTEOPHYTE_G_CM3 = 0.35
 SCLEROSIS_G_CM3 = 0.45
 """Mineral that the loaded bone on both sides of the joint gains at severity 1; assumption."""
 SCLEROSIS_DEPTH_MM = 8.0
+"""On either side of the joint surface; assumption."""
 NARROWING = 0.85
 """Share of the joint space that is lost at severity 1."""
 _LOADED = np.array([0.35, 0.0, 0.94])
@@ -65,6 +67,7 @@ def degenerate(
         volume: (z, y, x) fraction of each voxel inside.
         densest_g_cm3: what bone can hold at most.
         severity: 0..1.
+        seed: where the rim is thick.
     """
     reach = shape.head_radius_mm + OSTEOPHYTE_MM + 2 * voxel_mm
     window, (x, y, z) = _around(mineral.shape, origin_mm, voxel_mm, reach)
@@ -96,6 +99,8 @@ def sclerose_socket(
         volume: (z, y, x) fraction of each voxel inside.
         hip_x_mm: place of the hip's centre along x; negative on the right.
         cavity_mm: radius of the socket.
+        densest_g_cm3: what bone can hold at most.
+        severity: 0..1.
     """
     centred = origin_mm - np.array([hip_x_mm, 0.0, 0.0])
     window, (x, y, z) = _around(mineral.shape, centred, voxel_mm, cavity_mm + SCLEROSIS_DEPTH_MM)
@@ -107,16 +112,10 @@ def sclerose_socket(
 def _around(
     size: tuple[int, ...], origin_mm: NDArray[np.float64], voxel_mm: float, reach_mm: float
 ) -> tuple[tuple[slice, ...], tuple[NDArray[np.float64], ...]]:
-    """The part of a grid about the frame's origin: its slices (z, y, x), and coordinates x, y, z that broadcast over it."""
-    window, ticks = [], []
-    for axis in range(3):
-        start = origin_mm[2 - axis]
-        first = max(math.floor((-reach_mm - start) / voxel_mm), 0)
-        end = min(math.ceil((reach_mm - start) / voxel_mm) + 1, size[axis])
-        window.append(slice(first, end))
-        shape = [-1 if axis == other else 1 for other in range(3)]
-        ticks.append((start + voxel_mm * np.arange(first, end)).reshape(shape))
-    return tuple(window), tuple(reversed(ticks))
+    """The part of a grid about the frame's origin: its slices (z, y, x), and `coordinates` x, y, z over it."""
+    ticks = coordinates(size, origin_mm, voxel_mm)
+    x, y, z = (slice(*np.searchsorted(axis.ravel(), (-reach_mm, reach_mm))) for axis in ticks)
+    return (z, y, x), (ticks[0][..., x], ticks[1][:, y], ticks[2][z])
 
 
 def _sclerosis(
@@ -164,10 +163,7 @@ def proximal_fragment(
 ) -> NDArray[np.bool_]:
     """Break a femur on its grid, across the neck or from trochanter to trochanter: (z, y, x) True for the head's fragment."""
     points, axis = landmarks(shape), neck_axis(shape)
-    z, y, x = (
-        origin_mm[2 - n] + voxel_mm * np.arange(size[n]).reshape([-1 if m == n else 1 for m in range(3)])
-        for n in range(3)
-    )
+    x, y, z = coordinates(size, origin_mm, voxel_mm)
     middle = _break(kind, points)
     if kind is FractureKind.CERVICAL:
         medial = x < points.neck_base[0] - 0.05 * shape.shaft_diameter_mm

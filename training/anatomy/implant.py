@@ -8,7 +8,7 @@ from numba import njit
 from numpy.typing import NDArray
 
 from training.anatomy.femur import FemurShape, landmarks, neck_axis
-from training.anatomy.implicit import cone, coverage
+from training.anatomy.implicit import cone, coordinates, coverage
 
 
 class ImplantKind(StrEnum):
@@ -124,10 +124,7 @@ def resected(
 ) -> NDArray[np.bool_]:
     """Return (z, y, x) True where head and neck were taken away: beyond a plane across the neck, medial of the trochanter."""
     axis = neck_axis(shape)
-    z, y, x = (
-        origin_mm[2 - n] + voxel_mm * np.arange(size[n]).reshape([-1 if m == n else 1 for m in range(3)])
-        for n in range(3)
-    )
+    x, y, z = coordinates(size, origin_mm, voxel_mm)
     along = x * axis[0] + y * axis[1] + z * axis[2]
     medial = x < shape.neck_length_mm * axis[0] - 0.1 * shape.shaft_diameter_mm
     return np.asarray((along < 0.62 * shape.neck_length_mm) & medial)

@@ -141,6 +141,14 @@ def grid(
     return (int(counts[2]), int(counts[1]), int(counts[0])), np.asarray(low_mm, float)
 
 
+def coordinates(
+    size: tuple[int, ...], origin_mm: NDArray[np.float64], voxel_mm: float
+) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+    """x, y, z in mm of the voxels of a grid of shape (z, y, x); each varies along its own axis, so that they broadcast over it."""
+    x, y, z = (start + voxel_mm * np.arange(count) for start, count in zip(origin_mm, reversed(size), strict=True))
+    return x[None, None], y[None, :, None], z[:, None, None]
+
+
 def local_from_voxel(origin_mm: NDArray[np.float64], voxel_mm: float) -> NDArray[np.float64]:
     """4 x 4 matrix of a grid: homogeneous voxel index (x, y, z) to local mm."""
     matrix = np.diag([voxel_mm, voxel_mm, voxel_mm, 1.0])

@@ -25,7 +25,7 @@ from training.anatomy.disease import (
 from training.anatomy.femur import VOXEL_MM as FEMUR_VOXEL_MM
 from training.anatomy.femur import FemurLandmarks, femur_volumes, landmarks
 from training.anatomy.implant import ImplantKind, cup_fraction, femoral_capsules, metal_fraction, resected
-from training.anatomy.implicit import local_from_voxel
+from training.anatomy.implicit import coordinates, local_from_voxel
 from training.anatomy.pelvis import VOXEL_MM as PELVIS_VOXEL_MM
 from training.anatomy.pelvis import pelvis_volumes
 from training.anatomy.population import Hip, Subject, draw_subject, femur_rotation, pelvis_rotation
@@ -156,11 +156,7 @@ def _bury(
     radius_mm: float,
 ) -> None:
     """Ream the socket: take the bone away where the cup sits."""
-    size = mineral.shape
-    z, y, x = (
-        origin[2 - n] + PELVIS_VOXEL_MM * np.arange(size[n]).reshape([-1 if m == n else 1 for m in range(3)])
-        for n in range(3)
-    )
+    x, y, z = coordinates(mineral.shape, origin, PELVIS_VOXEL_MM)
     inside = (x - hip_x_mm) ** 2 + y**2 + z**2 < radius_mm**2
     mineral[inside] = 0.0
     volume[inside] = 0.0

@@ -24,7 +24,7 @@ from training.config import load_run
 from training.ladders import exposure, groups
 from training.ladders.compression import compression_ladder
 from training.ladders.diagnosis import diagnose
-from training.ladders.ladder import Hip, is_native
+from training.ladders.ladder import Hip
 from training.ladders.persons import (
     arthritis_ladder,
     broken_hips,
@@ -45,7 +45,7 @@ from training.ladders.refusals import (
 from training.ladders.report import Evidence, print_evidence, write_evidence
 from training.pairs import load_pairs
 from training.split import split_subjects
-from training.targets import SubjectTarget, canonical_figures, make_targets
+from training.targets import SubjectTarget, canonical_figures, is_native, make_targets
 from training.whole import measure_whole
 
 _REFERENCE = SHIPPED_FOLDER / "reference" / "nhanes3.toml"

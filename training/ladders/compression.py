@@ -19,8 +19,9 @@ from tqdm import tqdm
 
 from dicomnode.domain.measurement import Reason
 from training.anatomy.population import draw_subject
-from training.ladders.ladder import Case, Ladder, draw_conditions, is_native, make_ladder
+from training.ladders.ladder import Case, Ladder, draw_conditions, make_ladder
 from training.ladders.reading import Reading, true_figures
+from training.targets import is_native
 from training.whole import phantom_dx
 
 RATIOS = (5, 10, 20, 50, 100)

@@ -114,8 +114,8 @@ LADDERS = (
 def devices(count: int, seed: int) -> Steps:
     """Devices drawn as those of the evaluation are, each with a protocol of its own: everybody is taken on it, as in one clinic.
 
-    Tube voltage, filters, grid, detector and processing stay; the dose still varies from hip to hip, as automatic exposure control
-    ends it.
+    Tube voltage, filters, grid, detector and processing stay; the dose still varies from hip to hip, as under automatic
+    exposure control.
     """
     rungs = []
     for number, name in enumerate(ascii_uppercase[:count]):

@@ -7,9 +7,9 @@ from typing import Any
 
 from tqdm import tqdm
 
-from training.ladders.ladder import Case, Hip, Ladder, draw_conditions, is_native, make_ladder, read_hip, regrouped
+from training.ladders.ladder import Case, Hip, Ladder, draw_conditions, make_ladder, read_hip, regrouped
 from training.ladders.reading import Read
-from training.targets import SubjectTarget
+from training.targets import SubjectTarget, is_native
 
 BMI_KG_M2 = (18.5, 25.0, 30.0, 35.0)
 """Source: WHO Technical Report Series 894 (2000): underweight, normal, pre-obese, obese I, obese II."""

@@ -144,11 +144,6 @@ def read_hip(read: Read, hip: Hip, conditions: Conditions, rung: str) -> Case:
     return Case(rung, int(hip.figures["index"]), str(hip.figures["side"]), true_figures(hip.figures), reading)
 
 
-def is_native(figures: Mapping[str, Any]) -> bool:
-    """Whether a hip is one that ought to be measured: AP, without metal or fracture (pairs that say nothing of one have none)."""
-    return not figures["is_frog_leg"] and not figures["has_metal"] and figures.get("fracture") is None
-
-
 def make_ladder(name: str, title: str, axis: str, cases: Iterable[Case], reference: str = "") -> Ladder:
     """Sum up cases; rungs stand in the order in which they first appear."""
     cases = tuple(cases)

@@ -1,4 +1,4 @@
-"""Persons whose anatomy is changed on purpose: their mineral, their pose."""
+"""Persons whose anatomy is changed on purpose: their mineral, their pose, their joints and fractures."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -31,8 +31,8 @@ LOSS_FACTORS = (0.6, 0.8, 1.0, 1.2)
 ARTHRITIS: Mapping[str, float] = {"none": 0.0, "mild": 0.4, "moderate": 0.7, "severe": 1.0}
 """Grade to severity, see `training.anatomy.disease`."""
 POSES = 5
-_REPEAT_TAKE = 100
 _SAME_DEVICE, _SAME_POSE = "same device", "same pose"
+_REPEAT_TAKE = 100
 """Numbers of the takes that repeat the first pose, apart from those of the poses."""
 
 
@@ -124,7 +124,7 @@ def loss_ladder(read: Read, subjects: Sequence[Subject], seed: int) -> Ladder:
 
 
 def arthritis_ladder(read: Read, subjects: Sequence[Subject], seed: int) -> Ladder:
-    """Read persons whose hips degenerate, each under the same conditions for all grades; it has learned from healthy joints."""
+    """Read persons whose hips degenerate, each under the same conditions for all grades; the network knows healthy ones."""
     cases = []
     for subject in tqdm(subjects, desc="osteoarthritis", unit="person"):
         for grade, severity in ARTHRITIS.items():

@@ -17,9 +17,10 @@ from dicomnode.inference import frame
 from dicomnode.inference.frame import Label
 from dicomnode.inference.predictor import Predictor
 from dicomnode.pipeline import measure
-from training.ladders.ladder import Case, Hip, draw_conditions, is_native, take
+from training.ladders.ladder import Case, Hip, draw_conditions, take
 from training.ladders.reading import Read, Reading
 from training.statistics import share_interval
+from training.targets import is_native
 from training.whole import WholeCase
 
 MEASURED = "measured"
