@@ -15,6 +15,7 @@ from training.projection.radiograph import (
     Exposure,
     Metal,
     VendorProcessing,
+    _gaussian_matrix,
     blur,
     detected_spectrum,
     expose,
@@ -130,6 +131,12 @@ def test_the_heel_effect_runs_from_the_upper_to_the_lower_border() -> None:
     exposure = replace(NO_SCATTER, heel_fraction=0.2, detector_kerma_ugy=1e9)
     signal = expose(uniform((101, 20), soft=20.0), 0.7, exposure, np.random.default_rng(0)).mean(axis=1)
     assert signal[-1] / signal[0] == pytest.approx(1.1 / 0.9, rel=1e-3)
+
+
+@pytest.mark.parametrize("sigma_px", [0.3, 1.7, 6.0, 20.0])
+def test_blur_multiplies_by_no_subnormal_numbers(sigma_px: float) -> None:
+    matrix = _gaussian_matrix(256, sigma_px)
+    assert matrix[matrix > 0].min() > np.finfo(np.float32).tiny
 
 
 @pytest.mark.parametrize("sigma_px", [0.8, 3.0, 20.0])
