@@ -254,7 +254,7 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def eventually(condition: Callable[[], bool], what: str, within_s: float = 20.0) -> None:
+def eventually(condition: Callable[[], bool], what: str, within_s: float = 60.0) -> None:
     """Wait until `condition` holds.
 
     Raises:

@@ -251,6 +251,6 @@ def test_a_network_too_narrow_for_the_library_is_refused(tmp_path: Path) -> None
 
 def test_a_run_whose_split_leaves_nothing_to_train_on_is_refused(tmp_path: Path) -> None:
     wrong = tmp_path / "run.toml"
-    wrong.write_text(SHIPPED_RUN.read_text().replace("test = 0.36", "test = 0.9"))
+    wrong.write_text(SHIPPED_RUN.read_text().replace("test = 0.21", "test = 0.99"))
     with pytest.raises(ConfigurationError, match="split"):
         load_run(wrong)
