@@ -376,7 +376,8 @@ def blur(image: NDArray[np.float32], sigma_px: float) -> NDArray[np.float32]:
 def _gaussian_matrix(size: int, sigma_px: float) -> NDArray[np.float32]:
     distances = np.arange(size, dtype=np.float32) / np.float32(sigma_px)
     kernel = np.exp(-0.5 * distances**2)
-    kernel[kernel < 1e-20] = 0.0  # nothing in single precision, but subnormal numbers make the products ten times slower
+    # Nothing in single precision, but subnormal numbers make the products ten times slower.
+    kernel[kernel < 1e-20] = 0.0
     index = np.arange(size)
     matrix = kernel[np.abs(index[:, None] - index[None, :])]
     return np.asarray(matrix / matrix.sum(axis=1, keepdims=True), np.float32)
