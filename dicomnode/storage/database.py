@@ -5,6 +5,7 @@ database (`workflow.py`), so that one transaction can hold our row and its queue
 """
 
 import sqlite3
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -22,6 +23,8 @@ Clock = Callable[[], datetime]
 
 BUSY_TIMEOUT_MS = 30_000
 """How long a writer waits for another process's write before it gives up."""
+WAL_RETRY_S = 0.01
+"""Between two tries to switch a new file to WAL."""
 MIGRATION_LOCK = 0x64636D6E
 """Key of PostgreSQL's advisory lock that lets one process migrate at a time (the letters "dcmn")."""
 
@@ -132,10 +135,28 @@ def _configure_sqlite(connection: sqlite3.Connection, _record: Any) -> None:
     connection.isolation_level = "IMMEDIATE"
     cursor = connection.cursor()
     cursor.execute(f"PRAGMA busy_timeout = {BUSY_TIMEOUT_MS}")
-    cursor.execute("PRAGMA journal_mode = WAL")
+    _write_ahead(cursor)
     cursor.execute("PRAGMA synchronous = FULL")
     cursor.execute("PRAGMA foreign_keys = ON")
     cursor.close()
+
+
+def _write_ahead(cursor: sqlite3.Cursor) -> None:
+    """Switch the file to WAL, which of the processes that open a new file at once only one can.
+
+    The switch raises a reader's lock to a writer's; where two do so, SQLite refuses one at once, whatever its busy timeout, for
+    neither could go on by waiting (sqlite.org/c3ref/busy_handler.html). When asked again, the file is in WAL.
+    """
+    give_up = time.monotonic() + BUSY_TIMEOUT_MS / 1000
+    while True:
+        try:
+            cursor.execute("PRAGMA journal_mode = WAL")
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > give_up:
+                raise
+            time.sleep(WAL_RETRY_S)
+        else:
+            return
 
 
 def _lock_for_migration(connection: Connection) -> None:

@@ -4,10 +4,11 @@ import sqlite3
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import FrozenInstanceError, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import pytest
 from alembic.autogenerate import compare_metadata
@@ -138,6 +139,33 @@ def test_migrations_may_run_at_every_start_and_from_several_processes_at_once(tm
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(lambda _: database.upgrade(url), range(4)))
     database.upgrade(url)
+
+
+class _RefusedFirst(sqlite3.Cursor):
+    """A cursor whose switches to WAL are refused as often as it is told, in the way SQLite does."""
+
+    def __init__(self, connection: sqlite3.Connection, refusals: int) -> None:
+        super().__init__(connection)
+        self.left = refusals
+
+    def execute(self, sql: str, parameters: Any = ()) -> Self:
+        if "journal_mode" in sql and self.left:
+            self.left -= 1
+            error = sqlite3.OperationalError("database is locked")
+            error.sqlite_errorcode = sqlite3.SQLITE_BUSY
+            raise error
+        return super().execute(sql, parameters)
+
+
+def test_a_new_file_that_another_process_is_switching_to_wal_is_asked_for_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with closing(sqlite3.connect(tmp_path / "new.sqlite")) as connection:
+        database._write_ahead(_RefusedFirst(connection, 3))
+        assert connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+        monkeypatch.setattr(database, "BUSY_TIMEOUT_MS", 50)
+        with pytest.raises(sqlite3.OperationalError, match="locked"):
+            database._write_ahead(_RefusedFirst(connection, 10**9))
 
 
 def test_a_commit_survives_a_power_cut_by_wal_and_full_synchronisation(engine: Engine) -> None:
