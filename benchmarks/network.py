@@ -10,6 +10,7 @@ from statistics import median
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import nn
 
 from dicomnode.dicom.pixels import read_radiograph
 from dicomnode.dicom.reader import Limits
@@ -17,7 +18,7 @@ from dicomnode.domain.object_plane import object_plane
 from dicomnode.domain.radiograph import Side
 from dicomnode.inference import frame
 from dicomnode.inference.bundle import Bundle, load_bundle
-from dicomnode.inference.network import HipNet
+from dicomnode.inference.network import HipNet, Regressor
 from dicomnode.inference.predictor import HipCandidate, Predictor
 from dicomnode.inference.technique import technique
 from dicomnode.pipeline import measure
@@ -41,7 +42,7 @@ class Engine:
     name: str
     needs: tuple[str, ...]
     """Python packages."""
-    prepare: Callable[[HipNet, tuple[torch.Tensor, ...], int], Run]
+    prepare: Callable[[nn.Module, tuple[torch.Tensor, ...], int], Run]
     """Convert a network for inputs like these and a number of threads, outside the timed part."""
 
 
@@ -167,28 +168,33 @@ class _OtherEngine(Predictor):
 
     def __init__(self, bundle: Bundle, engine: Engine, threads: int) -> None:
         super().__init__(bundle, "cpu", threads)
-        size = frame.LOCATOR_SIZE
+        sizes = {
+            bundle.locator: (frame.LOCATOR_SIZE, frame.LOCATOR_SIZE),
+            bundle.decomposer: (frame.ROWS, frame.COLUMNS),
+            bundle.regressor: (frame.ROWS, frame.COLUMNS),
+        }
         self._runs = {
-            bundle.locator: engine.prepare(bundle.locator, _inputs(bundle.locator, size, size), threads),
-            bundle.decomposer: engine.prepare(
-                bundle.decomposer, _inputs(bundle.decomposer, frame.ROWS, frame.COLUMNS), threads
-            ),
+            network: engine.prepare(network, _inputs(network, *size), threads)
+            for network, size in sizes.items()
+            if network is not None
         }
 
-    def _run(self, network: HipNet, pictures: NDArray[np.float32], told: NDArray[np.float32] | None = None) -> Answer:
+    def _run(
+        self, network: nn.Module, pictures: NDArray[np.float32], told: NDArray[np.float32] | None = None
+    ) -> Answer:
         given = (pictures,) if told is None else (pictures, told)
         # One after the other: the programs were made for one picture.
         answers = [self._runs[network](*(one[n : n + 1] for one in given)) for n in range(len(pictures))]
         return tuple(np.concatenate(parts) for parts in zip(*answers, strict=True))
 
 
-def _inputs(network: HipNet, rows: int, columns: int) -> tuple[torch.Tensor, ...]:
+def _inputs(network: HipNet | Regressor, rows: int, columns: int) -> tuple[torch.Tensor, ...]:
     """What a network takes: the picture and, if it is told any, the technique factors."""
     picture = torch.zeros(1, network.shape.inputs, rows, columns)
     return (picture, torch.zeros(1, network.shape.factors)) if network.shape.factors else (picture,)
 
 
-def _onnxruntime(network: HipNet, inputs: tuple[torch.Tensor, ...], threads: int) -> Run:
+def _onnxruntime(network: nn.Module, inputs: tuple[torch.Tensor, ...], threads: int) -> Run:
     import onnxruntime
 
     program = torch.onnx.export(network, inputs, dynamo=True, verbose=False)
@@ -202,7 +208,7 @@ def _onnxruntime(network: HipNet, inputs: tuple[torch.Tensor, ...], threads: int
     return lambda *given: tuple(session.run(None, dict(zip(names, given, strict=True))))
 
 
-def _openvino(network: HipNet, inputs: tuple[torch.Tensor, ...], threads: int) -> Run:
+def _openvino(network: nn.Module, inputs: tuple[torch.Tensor, ...], threads: int) -> Run:
     import openvino
 
     with torch.no_grad():

@@ -10,8 +10,8 @@ from safetensors.torch import save_file
 
 from dicomnode.inference import intensity
 from dicomnode.inference.bundle import FORMAT, frame_document
-from dicomnode.inference.channels import CHANNELS, LOCATOR_CHANNELS, VERDICTS
-from dicomnode.inference.network import HipNet, NetworkShape
+from dicomnode.inference.channels import CANONICAL, CHANNELS, LOCATOR_CHANNELS, REGIONS, VERDICTS
+from dicomnode.inference.network import HipNet, NetworkShape, Regressor, RegressorShape
 from dicomnode.inference.technique import FACTORS
 
 
@@ -23,9 +23,11 @@ def write_tiny_bundle(folder: Path) -> Path:
         "locator": NetworkShape(2, len(LOCATOR_CHANNELS), (4, 6, 8)),
         "decomposer": NetworkShape(2, len(CHANNELS), (4, 6, 8), len(VERDICTS), canonical=True, factors=len(FACTORS)),
     }
+    regressor = RegressorShape(2, (4, 6), len(FACTORS))
+    networks = {**{name: HipNet(shape) for name, shape in shapes.items()}, "regressor": Regressor(regressor)}
     tensors: dict[str, torch.Tensor] = {}
-    for name, shape in shapes.items():
-        state = HipNet(shape).state_dict()
+    for name, network in networks.items():
+        state = network.state_dict()
         tensors |= {
             f"{name}.{key}": value.half() if value.is_floating_point() else value for key, value in state.items()
         }
@@ -39,7 +41,8 @@ def write_tiny_bundle(folder: Path) -> Path:
         "weights_sha256": hashlib.sha256(weights.read_bytes()).hexdigest(),
         "frame": frame_document(),
         "intensity_transform": intensity.VERSION,
-        "networks": {name: asdict(shape) for name, shape in shapes.items()},
+        "networks": {name: asdict(network.shape) for name, network in networks.items()},
+        "regressed": {region.value: {name: 0.5 for name, _ in CANONICAL} for region in REGIONS},
         "limits": {
             "locator_score": 0.3,
             "anteroposterior_hip": 0.5,

@@ -31,5 +31,7 @@ class RegionCase:
     """The same; empty where the node refuses."""
     spread: dict[str, float]
     """Quantity of `CANONICAL` -> what the network thinks of its relative error; empty where the node refuses."""
-    direct: dict[str, float]
-    """Quantity of `CANONICAL` -> what the conventional method reads from the same crop; empty without one."""
+    decomposed: dict[str, float]
+    """Quantity of `CANONICAL` -> what the decomposition reads alone."""
+    regressed: dict[str, float]
+    """The same of direct regression; empty in a bundle without a regressor."""

@@ -33,7 +33,6 @@ from training.hospital.make import Tools, fit_dxa_lines, make_hospital_pairs, re
 from training.hospital.report import Verdict, reports_table
 from training.hospital.table import read_table
 from training.ladders.command import ladders_command
-from training.methods import load_direct
 from training.muscles.cli import app as muscles
 from training.pairs import Pairs, load_atlas, load_pairs, make_pairs
 from training.projection.radiograph import Exposure
@@ -106,7 +105,7 @@ def evaluate_command(
     pairs = _load(run, folder)
     predictor = Predictor(load_bundle(bundle))
     test = split_subjects(run.pairs.count, run.split).test
-    cases, _ = evaluate(predictor, pairs, test, run.seed, load_direct(folder, run))
+    cases, _ = evaluate(predictor, pairs, test, run.seed)
     summary = summarise(
         cases, predictor.bundle.intervals, measure_whole(predictor, pairs, test[:whole], run.pairs.seed, run.seed)
     )
@@ -274,10 +273,10 @@ def _print(summary: Summary, folder: Path) -> None:
         _agreement_table("Held-out phantoms, simulated radiographs: says nothing about patients", figures["agreement"])
     )
     for region, comparisons in summary.methods.items():
-        m = comparisons["areal_bmd_g_cm2"]
+        read = comparisons["areal_bmd_g_cm2"].agreement.items()
         console.print(
-            f"{region.replace('_', ' ')} aBMD, decomposition beside direct regression: r {m.decomposition.pearson_r:.3f}"
-            f" and {m.direct.pearson_r:.3f}, RMSE {m.decomposition.rmse:.4f} and {m.direct.rmse:.4f} g/cm2"
+            f"{region.replace('_', ' ')} aBMD: "
+            + ", ".join(f"{method} r {a.pearson_r:.3f}, RMSE {a.rmse:.4f} g/cm2" for method, a in read)
         )
     console.print(
         "90 % intervals of areal BMD cover: "

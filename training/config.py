@@ -123,9 +123,9 @@ class RunConfiguration:
     split: SplitConfiguration
     decomposer: NetworkConfiguration
     locator: NetworkConfiguration
-    direct: NetworkConfiguration | None = None
-    """The conventional method, see `training.direct`, trained too for comparison; None: not. It draws no maps, so that losses of
-    maps are not for it."""
+    regressor: NetworkConfiguration | None = None
+    """Reads the figures straight from the crop, see `inference.network.Regressor`; None: the decomposer alone states them. It draws
+    no maps, so that losses of maps are not for it."""
     engine: EngineConfiguration = EngineConfiguration()
     atlas: AtlasConfiguration | None = None
     hospital: HospitalConfiguration | None = None
@@ -152,9 +152,9 @@ def load_run(path: Path) -> RunConfiguration:
     begun = run.start is not None
     check_network(f"{path}: decomposer", run.decomposer, sees_hips=True, draws_maps=True, begun=begun)
     check_network(f"{path}: locator", run.locator, begun=begun)
-    if run.direct is not None:
-        check_network(f"{path}: direct", run.direct, sees_hips=True)
-    for name, network in (("decomposer", run.decomposer), ("direct", run.direct)):
+    if run.regressor is not None:
+        check_network(f"{path}: regressor", run.regressor, sees_hips=True)
+    for name, network in (("decomposer", run.decomposer), ("regressor", run.regressor)):
         if run.atlas is None and network is not None and any(stage.atlas for stage in network.stages):
             raise ConfigurationError(
                 f"{path}: {name}.stages: atlas is a share of the persons of [atlas], which is absent"

@@ -23,12 +23,12 @@ from dicomnode.domain.measurement import Region
 from dicomnode.errors import NotMeasurable
 from dicomnode.inference import frame, regions
 from dicomnode.inference.bundle import Intervals
+from dicomnode.inference.canonical import Method
 from dicomnode.inference.frame import FramedHip
 from dicomnode.inference.plausibility import canonical_share, check_hip, check_region, explained, shaft_angle_deg
 from dicomnode.inference.predictor import Decomposition, Predictor
 from training.augment import METAL_G_CM2, random_radiograph
 from training.cases import CANONICAL, PROJECTED, QUANTITY_LABELS, RegionCase
-from training.direct import DirectNet, direct_figures
 from training.methods import MethodComparison, compare_methods, draw_methods
 from training.pairs import HipPair, Pairs
 from training.statistics import Agreement, agreement
@@ -61,11 +61,10 @@ def evaluate(
     pairs: Pairs,
     subjects: NDArray[np.int64],
     seed: int,
-    direct: DirectNet | None = None,
     *,
     radiographs: int = 1,
 ) -> tuple[list[RegionCase], list[HipReading]]:
-    """Measure every hip of the given subjects, by the conventional method too if it is given.
+    """Measure every hip of the given subjects.
 
     Args:
         radiographs: how many are taken of each hip, each under conditions of its own.
@@ -78,10 +77,9 @@ def evaluate(
         hip = pairs.hip(number)
         framed = taken_once(hip, np.random.default_rng((seed, 3, number, take)))
         decomposition = predictor.read(framed)
-        figures = {} if direct is None else direct_figures(direct, framed)
         kind = _kind(hip)
         readings.append(hip_reading(kind, decomposition))
-        cases.extend(region_cases(hip.figures, kind, decomposition, predictor, figures))
+        cases.extend(region_cases(hip.figures, kind, decomposition, predictor))
     return cases, readings
 
 
@@ -128,7 +126,6 @@ def region_cases(
     kind: str,
     decomposition: Decomposition,
     predictor: Predictor,
-    direct: Mapping[Region, dict[str, float]],
 ) -> Iterator[RegionCase]:
     """Compare each region with what is known of the hip: `index` of its subject, `side`, `canonical` and `regions`."""
     try:
@@ -156,8 +153,14 @@ def region_cases(
             truth=truth,
             prediction=prediction,
             spread=spread,
-            direct=direct.get(region, {}),
+            decomposed=_values(decomposition, Method.DECOMPOSITION, region),
+            regressed=_values(decomposition, Method.REGRESSION, region),
         )
+
+
+def _values(decomposition: Decomposition, method: Method, region: Region) -> dict[str, float]:
+    figures = decomposition.apart.get(method)
+    return {} if figures is None else {name: figure.value for name, figure in figures[region].items()}
 
 
 def true_figures(figures: Mapping[str, Any], region: Region) -> dict[str, float] | None:
@@ -200,7 +203,7 @@ class Summary:
     refusals: dict[str, dict[str, int]]
     """kind -> reason ("measured" for none) -> hips, judged by the total hip."""
     methods: dict[str, dict[str, MethodComparison]]
-    """region -> quantity -> decomposition beside direct regression; empty where the run has none."""
+    """region -> quantity -> what is stated beside each method alone; empty where there is but one."""
     whole: dict[str, Any]
     """The same on whole radiographs: refusals by kind, and agreement of the total hip's areal BMD; empty if not asked for."""
     real: dict[str, Any] = field(default_factory=dict)
@@ -286,7 +289,9 @@ def write_evaluation(folder: Path, cases: list[RegionCase], summary: Summary) ->
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "figures.json").write_text(json.dumps(summary.as_dict(), indent=1) + "\n", encoding="utf-8")
     with (folder / "cases.csv").open("w", newline="", encoding="utf-8") as file:
-        tables = {"truth": QUANTITY_LABELS, "prediction": QUANTITY_LABELS, "spread": CANONICAL, "direct": CANONICAL}
+        tables = {"truth": QUANTITY_LABELS, "prediction": QUANTITY_LABELS, "spread": CANONICAL} | dict.fromkeys(
+            ("decomposed", "regressed"), CANONICAL
+        )
         plain = [one.name for one in fields(RegionCase) if one.name not in tables]
         writer = csv.writer(file)
         writer.writerow([*plain, *(f"{part}_{name}" for part, names in tables.items() for name in names)])
@@ -297,7 +302,7 @@ def write_evaluation(folder: Path, cases: list[RegionCase], summary: Summary) ->
     _plot(folder / "scatter.png", measured, summary, _draw_scatter)
     _plot(folder / "bland_altman.png", measured, summary, _draw_bland_altman)
     if summary.methods:
-        draw_methods(folder / "methods.png", cases, f"Both methods on the same {_SIMULATED}")
+        draw_methods(folder / "methods.png", cases, f"The methods on the same {_SIMULATED}")
 
 
 def _plot(path: Path, cases: list[RegionCase], summary: Summary, draw: Any) -> None:

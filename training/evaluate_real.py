@@ -43,7 +43,7 @@ def evaluate_real(
         decomposition = predictor.read(framed)
         readings.append(hip_reading("native", decomposition))
         figures = {**hip.figures, "index": numbers[hip.figures["patient"]]}
-        cases.extend(region_cases(figures, "native", decomposition, predictor, {}))
+        cases.extend(region_cases(figures, "native", decomposition, predictor))
     return cases, readings
 
 

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import platform
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -34,14 +34,13 @@ from training.evaluate import (
     write_evaluation,
 )
 from training.evaluate_real import evaluate_real, has_enough, refit_intervals, summarise_real
-from training.methods import load_direct
 from training.model_card import model_card
 from training.pairs import ATLAS_SOURCE, Pairs
 from training.provenance import code_commit
 from training.real import RealSplit, count_patients, load_real
 from training.split import Split
 from training.statistics import conformal_half_width
-from training.train import decomposer_shape, locator_shape
+from training.train import decomposer_shape, locator_shape, regressor_shape
 from training.whole import measure_whole
 
 PHANTOM_SOURCE = {"name": "parametric phantoms (training/anatomy)", "licence": "Apache-2.0"}
@@ -61,8 +60,10 @@ _OPEN = Limits(
     canonical_share=(0.0, float("inf")),
 )
 """Refuses nothing: used while the limits themselves are being found."""
-_LAST_BIAS = "canonical.mix.3.bias"
-"""Of `network.CanonicalHead`: first the logarithms of the figures, then those of their spreads."""
+_READ_BY = {"decomposer": "decomposed", "regressor": "regressed"}
+"""Network -> field of `RegionCase` that holds what it reads alone."""
+_STATED_BY = {"decomposer": "canonical.mix.3.bias", "regressor": "centre"}
+"""Network -> its tensor that begins with what is added to the logarithms of the figures."""
 _LOCATOR_SCORE = 0.3
 _EVEN_ODDS = 0.5
 _LIKELY_VIEW = 0.1
@@ -95,7 +96,7 @@ def export(
 
     Args:
         atlas: the persons with bones of reference anatomy that the weights have learned from too.
-        weights: folder with `decomposer.pt`, `locator.pt` and, where the run asks for it, `direct.pt` from `train`.
+        weights: folder with what `train` left.
         whole_count: how many of the test phantoms are measured on whole radiographs too.
         folder: the bundle's folder; gets `weights.safetensors`, `model.json`, `MODEL_CARD.md` and `evaluation/`.
     """
@@ -106,10 +107,11 @@ def export(
     validate = partial(
         evaluate, pairs=pairs, subjects=split.validation, seed=run.seed, radiographs=_VALIDATION_RADIOGRAPHS
     )
-    as_trained = _weighed(folder, document, weights, np.zeros((len(REGIONS), len(STATED))))
+    files = {name: weights / f"{name}.pt" for name in document["networks"]}
+    as_trained = _weighed(folder, document, files, {}, np.zeros((len(REGIONS), len(STATED))))
     open_cases, _ = validate(_open(folder, as_trained))
     require_readings(open_cases)
-    document = _weighed(folder, document, weights, systematic_errors(open_cases))
+    document = _weighed(folder, document, files, systematic_errors(open_cases), regressed_shares(open_cases))
     opened = _open(folder, document)
     open_cases, readings = validate(opened)
     intervals, refitted = find_intervals(open_cases), list[str]()
@@ -121,7 +123,7 @@ def export(
     limits = find_limits(readings)
     _write(folder, document, limits, intervals, {})
     predictor = Predictor(load_bundle(folder))
-    cases, _ = evaluate(predictor, pairs, split.test, run.seed, load_direct(weights, run))
+    cases, _ = evaluate(predictor, pairs, split.test, run.seed)
     whole = measure_whole(predictor, pairs, split.test[:whole_count], run.pairs.seed, run.seed)
     summary = summarise(cases, intervals, whole)
     if real is not None:
@@ -133,15 +135,25 @@ def export(
     return summary
 
 
-def _weighed(folder: Path, document: dict[str, Any], weights: Path, offsets: NDArray[np.float64]) -> dict[str, Any]:
-    """Write the weights, recentred; returns the document that knows of both."""
-    recentred = {
-        region.value: {name: round(float(value), 4) for (name, _), value in zip(STATED, row, strict=True)}
-        for region, row in zip(REGIONS, offsets, strict=True)
-    }
-    digest = write_weights(weights, folder / "weights.safetensors", offsets)
+def _weighed(
+    folder: Path,
+    document: dict[str, Any],
+    files: Mapping[str, Path],
+    offsets: Mapping[str, NDArray[np.float64]],
+    shares: NDArray[np.float64],
+) -> dict[str, Any]:
+    """Write the weights, recentred; returns the document that knows of offsets and shares."""
+    digest = write_weights(files, folder / "weights.safetensors", offsets)
+    recentred = {network: _by_region(values, 4) for network, values in offsets.items()}
     provenance = {**document["provenance"], "recentred_by": recentred}
-    return {**document, "weights_sha256": digest, "provenance": provenance}
+    return {**document, "weights_sha256": digest, "regressed": _by_region(shares, 3), "provenance": provenance}
+
+
+def _by_region(table: NDArray[np.float64], digits: int) -> dict[str, dict[str, float]]:
+    return {
+        region.value: {name: round(float(value), digits) for (name, _), value in zip(STATED, row, strict=True)}
+        for region, row in zip(REGIONS, table, strict=True)
+    }
 
 
 def _open(folder: Path, document: dict[str, Any]) -> Predictor:
@@ -150,19 +162,50 @@ def _open(folder: Path, document: dict[str, Any]) -> Predictor:
     return Predictor(load_bundle(folder))
 
 
-def systematic_errors(cases: list[RegionCase]) -> NDArray[np.float64]:
-    """(regions, quantities) medians of ln(reading / truth) over the native hips that were read; 0 where none was.
+def systematic_errors(cases: list[RegionCase]) -> dict[str, NDArray[np.float64]]:
+    """Network -> (regions, quantities) medians of ln(reading / truth) over the native hips that were read; 0 where none was.
 
     Averaged weights and BatchNorm's running statistics read a little higher or lower than the weights did in training.
     """
-    errors = np.zeros((len(REGIONS), len(STATED)))
-    for row, region in enumerate(REGIONS):
-        own = [case for case in cases if case.region == region.value and case.kind == "native" and not case.refused]
-        for column, (name, _) in enumerate(STATED):
-            if own:
-                truth, prediction = truth_and_prediction(own, name)
-                errors[row, column] = np.median(np.log(prediction / truth))
-    return errors
+    return {
+        network: np.array(
+            [
+                [float(np.median(errors)) if errors.size else 0.0 for errors in row]
+                for row in _logarithmic_errors(cases, part)
+            ]
+        )
+        for network, part in _READ_BY.items()
+        if any(getattr(case, part) for case in cases)
+    }
+
+
+def regressed_shares(cases: list[RegionCase]) -> NDArray[np.float64]:
+    """(regions, quantities) weights of the regressor's readings at which the mean of both errs least, 0..1; 0 without one.
+
+    Least squares of the recentred errors of logarithms (stacking: Wolpert 1992, doi:10.1016/S0893-6080(05)80023-1).
+    """
+    shares = np.zeros((len(REGIONS), len(STATED)))
+    if not any(case.regressed for case in cases):
+        return shares
+    decomposed, regressed = (_logarithmic_errors(cases, part) for part in _READ_BY.values())
+    for row, column in np.ndindex(shares.shape):
+        one, other = (errors[row][column] - np.median(errors[row][column]) for errors in (decomposed, regressed))
+        shares[row, column] = np.clip(one @ (one - other) / np.sum((one - other) ** 2), 0.0, 1.0)
+    return shares
+
+
+def _logarithmic_errors(cases: list[RegionCase], part: str) -> list[list[NDArray[np.float64]]]:
+    """Region -> quantity -> ln(reading / truth) of the native hips that were read."""
+    read = [case for case in cases if case.kind == "native" and not case.refused]
+    return [
+        [
+            np.array(
+                [np.log(getattr(case, part)[name] / case.truth[name]) for case in read if case.region == region.value]
+            )
+            for name, _ in STATED
+        ]
+        for region in REGIONS
+    ]
 
 
 def require_readings(cases: list[RegionCase]) -> None:
@@ -231,13 +274,14 @@ def find_intervals(cases: list[RegionCase]) -> Intervals:
     return Intervals(canonical, projected)
 
 
-def write_weights(weights: Path, path: Path, offsets: NDArray[np.float64]) -> str:
-    """Store both networks as float16; the canonical figures' logarithms are moved down by the offsets, (regions, quantities)."""
+def write_weights(files: Mapping[str, Path], path: Path, offsets: Mapping[str, NDArray[np.float64]]) -> str:
+    """Store the networks as float16; the figures' logarithms are moved down by the offsets, network -> (regions, quantities)."""
     tensors = {}
-    for network in ("locator", "decomposer"):
-        state = torch.load(weights / f"{network}.pt", map_location="cpu", weights_only=True)
-        if network == "decomposer":
-            state[_LAST_BIAS][: offsets.size] -= torch.from_numpy(offsets.ravel()).to(state[_LAST_BIAS])
+    for network, file in files.items():
+        state = torch.load(file, map_location="cpu", weights_only=True)
+        if (offset := offsets.get(network)) is not None:
+            stated = state[_STATED_BY[network]]
+            stated.view(-1)[: offset.size] -= torch.from_numpy(offset.ravel()).to(stated)
         for name, tensor in state.items():
             stored = tensor.half() if tensor.is_floating_point() else tensor
             tensors[f"{network}.{name}"] = stored.contiguous()
@@ -263,6 +307,7 @@ def _document(
         "networks": {
             "locator": asdict(locator_shape(run.locator)),
             "decomposer": asdict(decomposer_shape(run.decomposer)),
+            **({} if run.regressor is None else {"regressor": asdict(regressor_shape(run.regressor))}),
         },
         "provenance": {
             "run": asdict(run),

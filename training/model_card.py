@@ -24,7 +24,8 @@ A locator that finds femoral heads on an overview, and a residual U-Net that dec
 
 In the maps bone density is mineral mass over area as projected in the pose of the radiograph. From maps and features the
 network states each region's areal BMD, area and volumetric BMD in the **canonical (DXA) pose**, each with a spread that the
-prediction interval is a multiple of; BMC is areal BMD times area. Nothing is calibrated to any densitometer.{_told(document)}
+prediction interval is a multiple of; BMC is areal BMD times area. Nothing is calibrated to any densitometer.
+{_regressed(document)}{_told(document)}
 
 ## Intended use
 Research and development of the node that it ships with: adult anteroposterior radiographs of hip or pelvis.
@@ -65,6 +66,16 @@ What became of each kind of hip, judged by the total hip:
 `python -m training build` with seed {run["seed"]}; commit {provenance["commit"]}, torch {provenance["torch"]},
 numpy {provenance["numpy"]}, Python {provenance["python"]}. Weights SHA-256 `{document["weights_sha256"]}`.
 """
+
+
+def _regressed(document: dict[str, Any]) -> str:
+    if "regressor" not in document["networks"]:
+        return ""
+    shares = [share for row in document["regressed"].values() for share in row.values()]
+    return (
+        "A second network reads the same figures straight from the crop; what is stated is the mean of both, in which its reading\n"
+        f"weighs {min(shares):.2f} to {max(shares):.2f}, by figure (`regressed` in model.json)."
+    )
 
 
 def _told(document: dict[str, Any]) -> str:
@@ -181,21 +192,26 @@ def _whole(whole: dict[str, Any]) -> str:
 def _methods(methods: dict[str, Any], run: dict[str, Any]) -> str:
     if not methods:
         return ""
-    seen, seen_direct = (_examples(run[name]) for name in ("decomposer", "direct"))
+    seen, seen_by_regressor = (_examples(run[name]) for name in ("decomposer", "regressor"))
+    first = next(iter(next(iter(methods.values())).values()))
+    read, gains = list(first["agreement"]), list(first["gain"])
     lines = [
-        "The same hips by the conventional method, direct regression from the same crop by a residual network",
-        f"({seen_direct:,} examples of measurable hips; the decomposer saw {seen:,} of all kinds, and in other stages); 95 %",
-        "intervals by drawing patients:",
+        "What is stated is a mean of two readings; here each of them alone, at the same hips. The regressor saw"
+        f" {seen_by_regressor:,}",
+        f"examples of measurable hips, the decomposer {seen:,} of all kinds, each in stages of its own.",
+        "Gains are of r; 95 % intervals by drawing patients.",
         "",
-        "| region | quantity | r | r, direct | gain of r | RMSE | RMSE, direct | gain of RMSE |",
-        "|---" * 8 + "|",
+        "| region | quantity | "
+        + " | ".join([*(f"r, RMSE {method}" for method in read), *(f"{pair}" for pair in gains)])
+        + " |",
+        "|---" * (2 + len(read) + len(gains)) + "|",
     ]
     for region, quantities in methods.items():
         for name, m in quantities.items():
-            ours, direct = m["decomposition"], m["direct"]
+            agreed = [f"{m['agreement'][one]['pearson_r']:.3f}, {m['agreement'][one]['rmse']:.3g}" for one in read]
+            gained = [_gain(m["gain"][pair]["r"]) for pair in gains]
             lines.append(
-                f"| {region.replace('_', ' ')} | {QUANTITY_LABELS[name]} | {ours['pearson_r']:.3f} | {direct['pearson_r']:.3f}"
-                f" | {_gain(m['r_gain'])} | {ours['rmse']:.3g} | {direct['rmse']:.3g} | {_gain(m['rmse_gain'])} |"
+                f"| {region.replace('_', ' ')} | {QUANTITY_LABELS[name]} | " + " | ".join([*agreed, *gained]) + " |"
             )
     return "\n".join([*lines, ""])
 

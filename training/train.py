@@ -18,12 +18,11 @@ from torch.utils.data import DataLoader, Dataset
 from dicomnode.errors import ConfigurationError
 from dicomnode.inference.bundle import load_bundle
 from dicomnode.inference.channels import CHANNELS, LOCATOR_CHANNELS, MAPS, VERDICTS
-from dicomnode.inference.network import Decomposed, HipNet, NetworkShape, ResidualBlock
+from dicomnode.inference.network import Decomposed, HipNet, NetworkShape, Regressor, RegressorShape, ResidualBlock
 from dicomnode.inference.technique import FACTORS
 from training.adversarial import Adversary
 from training.augment import HipExample, OverviewExample, hip_example, overview_example
 from training.config import NetworkConfiguration, RunConfiguration, Stage
-from training.direct import DirectNet
 from training.engine import make_fabric, own_batch, own_numbers, synchronised
 from training.losses import (
     DENSITIES,
@@ -85,9 +84,9 @@ def locator_shape(configuration: NetworkConfiguration) -> NetworkShape:
     return NetworkShape(_DECOMPOSER_INPUTS, len(LOCATOR_CHANNELS), configuration.widths)
 
 
-def direct_network(configuration: NetworkConfiguration) -> DirectNet:
-    """The conventional method's network."""
-    return DirectNet(_DECOMPOSER_INPUTS, configuration.widths, len(FACTORS))
+def regressor_shape(configuration: NetworkConfiguration) -> RegressorShape:
+    """The regressor's shape for the bundle's figures."""
+    return RegressorShape(_DECOMPOSER_INPUTS, configuration.widths, len(FACTORS))
 
 
 def train(
@@ -100,7 +99,7 @@ def train(
     workers: int = 1,
     save_every: int = SAVE_EVERY_STEPS,
 ) -> None:
-    """Train the networks; leaves `decomposer.pt`, `locator.pt`, `direct.pt` (EMA weights) and `losses.jsonl` in `folder`.
+    """Train the networks; leaves `decomposer.pt`, `locator.pt`, `regressor.pt` (EMA weights) and `losses.jsonl` in `folder`.
 
     An interrupted run goes on from its last checkpoint, with the same examples as if it had not been interrupted.
     `folder/events` holds curves and pictures for TensorBoard.
@@ -130,12 +129,12 @@ def _train(
     torch.manual_seed(run.seed)
     # All before any training: their first weights must not depend on where an interrupted run goes on.
     decomposer, locator = HipNet(decomposer_shape(run.decomposer)), HipNet(locator_shape(run.locator))
-    direct = None if run.direct is None else direct_network(run.direct)
-    for network in (decomposer, locator, direct):
+    regressor = None if run.regressor is None else Regressor(regressor_shape(run.regressor))
+    for network in (decomposer, locator, regressor):
         if network is not None:
             _start_as_shortcuts(network)
     if run.start is not None:
-        start_from(Path(run.start), decomposer, locator)
+        start_from(Path(run.start), decomposer, locator, regressor)
     hips, real = pairs.hips_of(split.training), real_examples(run)
 
     def hip_examples(stage: Stage) -> Dataset[dict[str, Any]]:
@@ -147,11 +146,11 @@ def _train(
     learn = partial(fit, fabric, folder=folder, seed=run.seed, workers=workers, save_every=save_every)
     learn(Task("decomposer", decomposer, _hip_loss, hip_examples, draws_maps=True), run.decomposer)
     learn(Task("locator", locator, _overview_loss, overview_examples), run.locator)
-    if run.direct is not None and direct is not None:
-        direct.centre.copy_(_usual_figures(pairs, measurable(pairs, hips)))
+    if run.regressor is not None and regressor is not None:
+        regressor.centre.copy_(_usual_figures(pairs, measurable(pairs, hips)))
         # It says nothing of what cannot be measured: such hips would teach it nothing.
         good_hips = partial(HipExamples, pairs, hips, run.seed, atlas=atlas, real=real, spoiled=False)
-        learn(Task("direct", direct, _direct_loss, good_hips), run.direct)
+        learn(Task("regressor", regressor, _regressor_loss, good_hips), run.regressor)
 
 
 def _usual_figures(pairs: Pairs, hips: NDArray[np.int64]) -> Tensor:
@@ -166,15 +165,21 @@ def real_examples(run: RunConfiguration) -> RealExamples | None:
     return None if real is None or run.hospital is None else RealExamples(real.training, run.hospital.share, run.seed)
 
 
-def start_from(folder: Path, decomposer: HipNet, locator: HipNet) -> None:
-    """Give both networks the weights of a bundle.
+def start_from(folder: Path, decomposer: HipNet, locator: HipNet, regressor: Regressor | None = None) -> None:
+    """Give the networks the weights of a bundle.
 
     Raises:
         ConfigurationError: the bundle's networks have other shapes than the run's.
         BundleError: no bundle, or one of another format, frame or intensity transform.
     """
     bundle = load_bundle(folder)
-    for name, network, earlier in (("decomposer", decomposer, bundle.decomposer), ("locator", locator, bundle.locator)):
+    networks: list[tuple[str, HipNet | Regressor, HipNet | Regressor]] = [
+        ("decomposer", decomposer, bundle.decomposer),
+        ("locator", locator, bundle.locator),
+    ]
+    if regressor is not None and bundle.regressor is not None:
+        networks.append(("regressor", regressor, bundle.regressor))
+    for name, network, earlier in networks:
         if network.shape != earlier.shape:
             raise ConfigurationError(
                 f"start: the {name} of {folder} is {earlier.shape}, the run's is {network.shape};"
@@ -278,7 +283,7 @@ def _overview_loss(answer: Decomposed, batch: dict[str, Tensor], _: Stage) -> Te
     return {"heat": heat_loss(answer.channels.float(), batch["heat"])}
 
 
-def _direct_loss(answer: Tensor, batch: dict[str, Tensor], _: Stage) -> Terms:
+def _regressor_loss(answer: Tensor, batch: dict[str, Tensor], _: Stage) -> Terms:
     return canonical_loss(answer, batch["canonical"], batch["canonical_weight"])
 
 

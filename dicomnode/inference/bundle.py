@@ -9,17 +9,22 @@ import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from safetensors.torch import load_file
 
 from dicomnode.domain.measurement import ModelIdentity
 from dicomnode.errors import BundleError
 from dicomnode.inference import frame, intensity
-from dicomnode.inference.network import HipNet, NetworkShape
+from dicomnode.inference.channels import CANONICAL, REGIONS
+from dicomnode.inference.network import HipNet, NetworkShape, Regressor, RegressorShape
 
-FORMAT = 4
+Net = TypeVar("Net", bound=torch.nn.Module)
+
+FORMAT = 5
 SHIPPED = Path(__file__).resolve().parent.parent / "models" / "hip"
 """The bundle that comes with the package."""
 
@@ -63,6 +68,10 @@ class Bundle:
     identity: ModelIdentity
     locator: HipNet
     decomposer: HipNet
+    regressor: Regressor | None
+    """Reads the figures of the canonical pose a second time; None: the decomposer alone states them."""
+    regressed: NDArray[np.float32]
+    """(regions, quantities) weight of the regressor's reading in the one that is stated, 0..1."""
     limits: Limits
     intervals: Intervals
     document: dict[str, Any]
@@ -94,6 +103,8 @@ def load_bundle(folder: Path = SHIPPED) -> Bundle:
         ),
         locator=_network(document["networks"]["locator"], tensors, "locator."),
         decomposer=_network(document["networks"]["decomposer"], tensors, "decomposer."),
+        regressor=_regressor(document["networks"].get("regressor"), tensors),
+        regressed=_shares(document["regressed"]),
         limits=_limits(document["limits"]),
         intervals=Intervals(**document["intervals"]),
         document=document,
@@ -121,7 +132,7 @@ def _read_document(folder: Path) -> dict[str, Any]:
         ) from error
     missing = {
         "format", "name", "version", "weights_sha256", "networks", "limits", "intervals", "intensity_transform", "frame",
-        "trained_on_simulation",
+        "regressed", "trained_on_simulation",
     } - document.keys()  # fmt: skip
     if missing:
         raise BundleError(f"{path} lacks {', '.join(sorted(missing))}; export the bundle again")
@@ -144,9 +155,23 @@ def _limits(document: dict[str, Any]) -> Limits:
     return Limits(**values)
 
 
+def _shares(document: dict[str, dict[str, float]]) -> NDArray[np.float32]:
+    return np.array([[document[region][name] for name, _ in CANONICAL] for region in REGIONS], np.float32)
+
+
+def _regressor(document: dict[str, Any] | None, tensors: dict[str, torch.Tensor]) -> Regressor | None:
+    if document is None:
+        return None
+    network = Regressor(RegressorShape(**{**document, "widths": tuple(document["widths"])}))
+    return _loaded(network, tensors, "regressor.")
+
+
 def _network(document: dict[str, Any], tensors: dict[str, torch.Tensor], prefix: str) -> HipNet:
     shape = NetworkShape(**{**document, "widths": tuple(document["widths"])})
-    network = HipNet(shape)
+    return _loaded(HipNet(shape), tensors, prefix)
+
+
+def _loaded(network: Net, tensors: dict[str, torch.Tensor], prefix: str) -> Net:
     own = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
     try:
         network.load_state_dict(own)

@@ -5,12 +5,22 @@ The projected figure changes with the pose (Uemura 2023); what is reported and c
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from enum import StrEnum
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dicomnode.domain.measurement import Estimate, Region
 from dicomnode.inference.channels import CANONICAL, REGIONS
+
+
+class Method(StrEnum):
+    """How a figure is read."""
+
+    DECOMPOSITION = "decomposition"
+    """From the hip decomposed into maps, by `network.CanonicalHead`."""
+    REGRESSION = "direct regression"
+    """Straight from the crop, by `network.Regressor`."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +53,17 @@ def canonical_figures(answer: NDArray[np.float32]) -> dict[Region, dict[str, Can
         figures["bmc_g"] = CanonicalFigure(density.value * area.value, float(np.hypot(density.spread, area.spread)))
         table[region] = figures
     return table
+
+
+def combined(
+    decomposed: NDArray[np.float32], regressed: NDArray[np.float32], share: NDArray[np.float32]
+) -> NDArray[np.float32]:
+    """One answer of two, (2, regions, quantities) each: their mean, in which the second weighs `share`, (regions, quantities).
+
+    The two err apart: what one picture of the bone hides, the other network may still see (stacking: Wolpert 1992,
+    doi:10.1016/S0893-6080(05)80023-1). Spreads are weighed alike; what they are worth, validation says.
+    """
+    return np.asarray((1 - share) * decomposed + share * regressed, np.float32)
 
 
 def interval(figure: CanonicalFigure, multiple: float | None) -> Estimate:

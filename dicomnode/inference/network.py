@@ -14,6 +14,12 @@ from dicomnode.inference.frame import SPACING_MM
 SPREAD_RANGE = (-5.0, 1.0)
 """Of the logarithm of a canonical figure's spread, in training and serving alike: from below 1 % to what says nothing, so that no
 input makes an interval without end."""
+_UNSHUFFLE = 4
+"""Every pixel's information at a sixteenth of the places: figures need no picture at full resolution."""
+_PLACE_FEATURES = 32
+_GRID = (8, 6)
+"""Places at which the coarsest features are read: the frame lies on the femoral head, so that a place means a part of the bone."""
+_HIDDEN = 128
 
 
 @dataclass(frozen=True)
@@ -30,6 +36,16 @@ class NetworkShape:
     """Whether figures of the canonical pose are read; `outputs` are then those of `channels.CHANNELS`."""
     factors: int = 0
     """Technique factors that are told beside the picture, see `inference.technique`; 0: the picture alone."""
+
+
+@dataclass(frozen=True)
+class RegressorShape:
+    """Everything that is needed to build a `Regressor` before its weights are loaded; part of the bundle."""
+
+    inputs: int
+    widths: tuple[int, ...]
+    """Channels per level; level 0 works at a quarter of the input's resolution."""
+    factors: int
 
 
 class ResidualBlock(nn.Module):
@@ -107,7 +123,7 @@ class CanonicalHead(nn.Module):
     maps stay what lies in the beam.
     """
 
-    def __init__(self, coarse: int, fine: int, hidden: int = 128) -> None:
+    def __init__(self, coarse: int, fine: int, hidden: int = _HIDDEN) -> None:
         super().__init__()
         features = 2 * coarse + len(REGIONS) * (fine + len(CANONICAL))
         answers = 2 * len(REGIONS) * len(CANONICAL)
@@ -200,3 +216,50 @@ class HipNet(nn.Module):
             self.verdict(coarse) if self.verdict is not None else coarse[:, :0],
             self.canonical(coarse, x, channels) if self.canonical is not None else coarse[:, :0],
         )
+
+
+class Regressor(nn.Module):
+    """The figures straight from the crop, with no picture of the bone in between: the conventional method, and a second opinion.
+
+    A residual network (He et al. 2016, doi:10.1109/CVPR.2016.90). It says nothing of what cannot be measured: the decomposer does.
+    """
+
+    centre: Tensor
+
+    def __init__(self, shape: RegressorShape) -> None:
+        super().__init__()
+        self.shape = shape
+        widths = shape.widths
+        self.stem = nn.Sequential(
+            nn.Conv2d(_UNSHUFFLE**2 * shape.inputs, widths[0], 3, 1, 1, bias=False),
+            nn.BatchNorm2d(widths[0]),
+            nn.ReLU(),
+        )
+        self.level_0 = ResidualBlock(widths[0], widths[0])
+        self.levels = nn.Sequential(
+            *(nn.Sequential(ResidualBlock(a, b, stride=2), ResidualBlock(b, b)) for a, b in pairwise(widths))
+        )
+        self.reduce = nn.Conv2d(widths[-1], _PLACE_FEATURES, 1)
+        self.mix = nn.Sequential(
+            nn.Linear(_PLACE_FEATURES * _GRID[0] * _GRID[1] + shape.factors, _HIDDEN),
+            nn.ReLU(),
+            nn.Linear(_HIDDEN, 2 * len(REGIONS) * len(CANONICAL)),
+        )
+        self.register_buffer("centre", torch.zeros(len(REGIONS), len(CANONICAL)))
+
+    def forward(self, image: Tensor, technique: Tensor) -> Tensor:
+        """Read the figures.
+
+        Args:
+            image: (b, inputs, h, w).
+            technique: (b, factors), see `inference.technique`.
+
+        Returns:
+            (b, 2, regions, quantities) as `CanonicalHead` states them.
+        """
+        x = F.pixel_unshuffle(image, _UNSHUFFLE)  # (b, 16 * inputs, h/4, w/4)
+        x = self.levels(self.level_0(self.stem(x)))  # (b, widths[-1], coarsest)
+        places = F.adaptive_avg_pool2d(self.reduce(x), _GRID)  # (b, places' features, *grid)
+        answer = self.mix(torch.cat([places.flatten(1), technique], 1).float())
+        difference, spread = answer.reshape(-1, 2, len(REGIONS), len(CANONICAL)).unbind(1)
+        return torch.stack([self.centre + difference, spread.clamp(*SPREAD_RANGE)], 1)

@@ -1,23 +1,23 @@
 """From a radiograph's grey levels to hips and their decomposition. The only place where a network is run."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import nn
 
 from dicomnode.domain.radiograph import Side
 from dicomnode.errors import ConfigurationError
 from dicomnode.inference import frame
 from dicomnode.inference.bundle import Bundle
-from dicomnode.inference.canonical import CanonicalFigures, canonical_figures
+from dicomnode.inference.canonical import CanonicalFigures, Method, canonical_figures, combined
 from dicomnode.inference.channels import INDEX, LABELS, MAPS, VERDICTS
 from dicomnode.inference.field import exposed_field
 from dicomnode.inference.frame import FramedHip, Label
 from dicomnode.inference.intensity import standardise
-from dicomnode.inference.network import HipNet
 from dicomnode.inference.technique import technique
 
 _RECENTRE_MM = 3.0
@@ -62,6 +62,8 @@ class Decomposition:
     """Probability that there is metal."""
     canonical: CanonicalFigures
     """What a densitometer's pose would show; of regions that are not wholly seen it says nothing that may be used."""
+    apart: Mapping[Method, CanonicalFigures]
+    """What each of the methods reads that `canonical` is the mean of."""
     image_from_frame: NDArray[np.float64]
 
 
@@ -84,6 +86,7 @@ class Predictor:
         self.bundle = bundle
         self._locator = _placed(bundle.locator, self.device)
         self._decomposer = _placed(bundle.decomposer, self.device)
+        self._regressor = None if bundle.regressor is None else _placed(bundle.regressor, self.device)
 
     def locate(self, image: NDArray[np.float32], spacing_mm: tuple[float, float]) -> list[HipCandidate]:
         """Find the femoral heads on the image: at most one per side, each at least as probable as the bundle's limit."""
@@ -130,6 +133,12 @@ class Predictor:
         crops = [frame.cut(hip, *view) for view in views]
         looks, told = network_inputs(crops, hip.kilovolt)
         answers, verdicts, canonical = self._run(self._decomposer, looks, told)
+        apart = {Method.DECOMPOSITION: canonical.mean(0)}
+        stated = apart[Method.DECOMPOSITION]
+        if self._regressor is not None:
+            (regressed,) = self._run(self._regressor, looks, told)
+            apart[Method.REGRESSION] = regressed.mean(0)
+            stated = combined(stated, apart[Method.REGRESSION], self.bundle.regressed)
         channels, (_, inside) = answers[0], crops[0]
         labels = channels[LABELS].argmax(0).astype(np.uint8)
         field = exposed_field(channels[INDEX["field"]] > 0, inside)
@@ -145,25 +154,27 @@ class Predictor:
             metal=inside & (channels[INDEX["metal"]] > _METAL_LOGIT),
             field=field,
             **dict(zip(VERDICTS, sigmoid(verdicts.mean(0)).tolist(), strict=True)),
-            canonical=canonical_figures(canonical.mean(0)),
+            canonical=canonical_figures(stated),
+            apart={method: canonical_figures(answer) for method, answer in apart.items()},
             image_from_frame=hip.image_from_frame,
         )
 
     def _run(
-        self, network: HipNet, pictures: NDArray[np.float32], told: NDArray[np.float32] | None = None
+        self, network: nn.Module, pictures: NDArray[np.float32], told: NDArray[np.float32] | None = None
     ) -> tuple[NDArray[np.float32], ...]:
         try:
             with torch.inference_mode():
                 batch = torch.from_numpy(pictures).to(self.device, memory_format=torch.channels_last)
                 answer = network(batch, None if told is None else torch.from_numpy(told).to(self.device))
-            return tuple(part.float().cpu().numpy() for part in answer)
+            parts = (answer,) if isinstance(answer, torch.Tensor) else answer
+            return tuple(part.float().cpu().numpy() for part in parts)
         except torch.OutOfMemoryError as error:  # a RuntimeError, as if the image were at fault
             raise MemoryError(f"the {self.device.type} device has not enough free memory") from error
 
 
-def _placed(network: HipNet, device: torch.device) -> HipNet:
+def _placed(network: nn.Module, device: torch.device) -> nn.Module:
     # channels_last is what oneDNN and cuDNN convolve fastest.
-    placed: HipNet = network.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    placed: nn.Module = network.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return placed
 
 

@@ -64,6 +64,7 @@ def a_femur(shaft_lean_deg: float = 0.0) -> Decomposition:
         anteroposterior_hip=0.97,
         implant=0.02,
         canonical=dict.fromkeys(Region, CANONICAL_FIGURES),
+        apart={},
         image_from_frame=np.eye(3),
     )
 

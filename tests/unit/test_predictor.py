@@ -9,8 +9,10 @@ from numpy.typing import NDArray
 
 from dicomnode.domain.measurement import Region
 from dicomnode.inference.bundle import load_bundle
+from dicomnode.inference.canonical import Method
 from dicomnode.inference.channels import CANONICAL, REGIONS
 from dicomnode.inference.frame import COLUMNS, ROWS, FramedHip, cut
+from dicomnode.inference.network import Regressor
 from dicomnode.inference.predictor import VIEWS, Predictor
 from dicomnode.inference.technique import technique
 from tests.tiny_bundle import write_tiny_bundle
@@ -28,17 +30,23 @@ def test_figures_and_verdicts_are_the_mean_of_the_looks_and_maps_are_those_of_th
 ) -> None:
     told: list[Any] = []
 
-    def run(_: Any, pictures: NDArray[np.float32], factors: NDArray[np.float32]) -> tuple[NDArray[np.float32], ...]:
-        told.extend(factors)
+    def run(
+        network: Any, pictures: NDArray[np.float32], factors: NDArray[np.float32]
+    ) -> tuple[NDArray[np.float32], ...]:
         number = np.arange(len(pictures), dtype=np.float32)
         canonical = np.tile(number[:, None, None, None], (1, 2, len(REGIONS), len(CANONICAL)))
+        if isinstance(network, Regressor):
+            return (canonical + 1,)
+        told.extend(factors)
         channels = np.tile(1 + number[:, None, None, None], (1, 12, ROWS, COLUMNS))
         return channels, np.stack([number, -number], 1), canonical
 
     monkeypatch.setattr(predictor, "_run", run)
     seen = predictor.read(FramedHip(PICTURE, np.eye(3), kilovolt=70.0))
     mean = (len(VIEWS) - 1) / 2
-    assert seen.canonical[Region.TOTAL_HIP]["areal_bmd_g_cm2"].value == pytest.approx(np.exp(mean))
+    alone = {method: figures[Region.TOTAL_HIP]["areal_bmd_g_cm2"].value for method, figures in seen.apart.items()}
+    assert alone == pytest.approx({Method.DECOMPOSITION: np.exp(mean), Method.REGRESSION: np.exp(mean + 1)})
+    assert seen.canonical[Region.TOTAL_HIP]["areal_bmd_g_cm2"].value == pytest.approx(np.exp(mean + 0.5))
     assert seen.anteroposterior_hip == pytest.approx(1 / (1 + np.exp(-mean)))
     assert seen.implant == pytest.approx(1 - seen.anteroposterior_hip)
     assert (seen.density_g_cm2 == 1).all()

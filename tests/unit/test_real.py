@@ -256,7 +256,7 @@ def cases_of(hips: Sequence[RealHip]) -> list[RegionCase]:
             truth = {name: float(rng.uniform(0.6, 1.0)) for name in QUANTITY_LABELS}
             prediction = {name: value * float(np.exp(rng.normal(0, 0.03))) for name, value in truth.items()}
             spread = dict.fromkeys(QUANTITY_LABELS, 0.03)
-            cases.append(RegionCase(number, "R", region.value, "native", "", truth, prediction, spread, {}))
+            cases.append(RegionCase(number, "R", region.value, "native", "", truth, prediction, spread, {}, {}))
     return cases
 
 

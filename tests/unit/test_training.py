@@ -293,7 +293,7 @@ def test_map_and_edge_losses_have_their_closed_form() -> None:
 def a_run(steps: int) -> RunConfiguration:
     network = NetworkConfiguration((16, 24, 32), 2, (Stage(steps, 1e-3), Stage(1, 1e-3, mineral_scaled=0.5)))
     return RunConfiguration(
-        "t", "0", 1, PairsConfiguration(2, 3), SplitConfiguration(0.1, 0.1), network, network, network
+        "t", "0", 1, PairsConfiguration(2, 3), SplitConfiguration(0.1, 0.1), network, network, regressor=network
     )
 
 
@@ -312,7 +312,7 @@ def test_an_interrupted_run_goes_on_to_the_weights_it_would_have_had(pairs: Pair
     with pytest.raises(Interrupted):
         train(a_run(4), Stops(pairs.folder, pairs.table), ALL, tmp_path / "parts", workers=0, save_every=2)
     train(a_run(4), pairs, ALL, tmp_path / "parts", workers=0, save_every=2)
-    for name in ("decomposer.stage1.pt", "decomposer.pt", "locator.pt", "direct.pt"):
+    for name in ("decomposer.stage1.pt", "decomposer.pt", "locator.pt", "regressor.pt"):
         whole = torch.load(tmp_path / "whole" / name, weights_only=True)
         parts = torch.load(tmp_path / "parts" / name, weights_only=True)
         assert all(torch.equal(whole[key], parts[key]) for key in whole)
@@ -355,7 +355,7 @@ def test_a_stage_begins_with_the_weights_of_the_one_before_and_draws_new_example
             numbers.append(number)
             return super().__getitem__(number)
 
-    run = replace(a_run(2), direct=None)
+    run = replace(a_run(2), regressor=None)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("training.train.HipExamples", Counts)
         train(run, pairs, ALL, tmp_path, workers=0)
