@@ -173,7 +173,7 @@ class _OtherEngine(Predictor):
             bundle.decomposer: (frame.ROWS, frame.COLUMNS),
             bundle.regressor: (frame.ROWS, frame.COLUMNS),
         }
-        self._runs = {
+        self._runs: dict[nn.Module, Run] = {
             network: engine.prepare(network, _inputs(network, *size), threads)
             for network, size in sizes.items()
             if network is not None

@@ -24,7 +24,10 @@ def write_tiny_bundle(folder: Path) -> Path:
         "decomposer": NetworkShape(2, len(CHANNELS), (4, 6, 8), len(VERDICTS), canonical=True, factors=len(FACTORS)),
     }
     regressor = RegressorShape(2, (4, 6), len(FACTORS))
-    networks = {**{name: HipNet(shape) for name, shape in shapes.items()}, "regressor": Regressor(regressor)}
+    networks: dict[str, HipNet | Regressor] = {
+        **{name: HipNet(shape) for name, shape in shapes.items()},
+        "regressor": Regressor(regressor),
+    }
     tensors: dict[str, torch.Tensor] = {}
     for name, network in networks.items():
         state = network.state_dict()
