@@ -140,7 +140,7 @@ PROJECTED_AREAL_BMD = _private("ABMDPROJECTED", "Areal bone mineral density in t
 """Told apart from `AREAL_BMD`, which is that of the pose of densitometry."""
 METHOD = _private("DECOMPOSITION", "Decomposition of the radiograph by a learned model")
 """Value of (370129005, SCT, "Measurement Method") in TID 300, for what lies in the beam in the pose of the radiograph."""
-CANONICAL_METHOD = _private("DXAPOSE", "Learned decomposition, stated for the pose of densitometry")
+CANONICAL_METHOD = _private("DXAPOSE", "Learned reading, stated for the pose of densitometry")
 """Value of (370129005, SCT, "Measurement Method") in TID 300, for figures that are comparable between radiographs."""
 UPPER_UNCERTAINTY = _sct("371886008", "+, range of upper measurement uncertainty")
 """CID 225; TID 310 Measurement Properties."""
