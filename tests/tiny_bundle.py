@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 
 from dicomnode.inference import intensity
 from dicomnode.inference.bundle import FORMAT, frame_document
-from dicomnode.inference.channels import CANONICAL, CHANNELS, LOCATOR_CHANNELS, REGIONS, VERDICTS
+from dicomnode.inference.channels import CANONICAL, CHANNELS, LOCATOR_CHANNELS, REGIONAL_VERDICTS, REGIONS, VERDICTS
 from dicomnode.inference.network import HipNet, NetworkShape, Regressor, RegressorShape
 from dicomnode.inference.technique import FACTORS
 
@@ -21,7 +21,15 @@ def write_tiny_bundle(folder: Path) -> Path:
     torch.manual_seed(0)
     shapes = {
         "locator": NetworkShape(2, len(LOCATOR_CHANNELS), (4, 6, 8)),
-        "decomposer": NetworkShape(2, len(CHANNELS), (4, 6, 8), len(VERDICTS), canonical=True, factors=len(FACTORS)),
+        "decomposer": NetworkShape(
+            2,
+            len(CHANNELS),
+            (4, 6, 8),
+            len(VERDICTS),
+            canonical=True,
+            factors=len(FACTORS),
+            regional_verdicts=len(REGIONAL_VERDICTS),
+        ),
     }
     regressor = RegressorShape(2, (4, 6), len(FACTORS))
     networks: dict[str, HipNet | Regressor] = {
@@ -50,6 +58,7 @@ def write_tiny_bundle(folder: Path) -> Path:
             "locator_score": 0.3,
             "anteroposterior_hip": 0.5,
             "implant": 0.5,
+            "fracture": 0.5,
             "metal_cm2": 0.5,
             "explained": 0.2,
             "femur_area_cm2": [10.0, 150.0],

@@ -63,10 +63,12 @@ class HipExample:
     """1 for an AP hip in its frame, else 0; then the maps are not learned from."""
     implant: float
     """1 where metal is seen, else 0; NaN where it is not known."""
+    fracture: float
+    """1 where a broken total hip is wholly seen, 0 where it is whole; NaN where that is not known, or cannot be seen."""
     canonical: NDArray[np.float32]
     """(regions, quantities) natural logarithms, see `inference.channels.CANONICAL`; 0 where there is nothing to learn."""
     canonical_weight: NDArray[np.float32]
-    """(regions,) 1 where the whole region of an AP hip without metal is seen, else 0."""
+    """(regions,) 1 where the whole region of an AP hip without metal or fracture is seen, else 0."""
 
 
 def hip_example(
@@ -80,6 +82,7 @@ def hip_example(
     voltage_told: float = 0.0,
     *,
     spoiled: bool = True,
+    broken: bool = False,
 ) -> HipExample:
     """Draw a training example from one hip's stored maps.
 
@@ -92,6 +95,7 @@ def hip_example(
         mineral_scaled: how often all mineral is multiplied by a factor of `MINERAL_FACTOR`.
         voltage_told: how often the tube voltage is told.
         spoiled: whether the hip may lie wrong, and its field may be cut: what must be recognised, but cannot be measured.
+        broken: whether the femur has a displaced fracture.
     """
     if mineral_scaled > 0 and rng.random() < mineral_scaled:
         factor = float(np.exp(rng.uniform(*np.log(MINERAL_FACTOR))))
@@ -100,7 +104,7 @@ def hip_example(
     planes = np.concatenate([materials, targets]).astype(np.float32)
     planes, moved_labels, grown, negative = _moved(planes, labels, canonical, rng, spoiled=spoiled)
     good = anteroposterior and not negative
-    return finish_hip_example(planes, moved_labels, good, grown, rng, voltage_told, spoiled=spoiled)
+    return finish_hip_example(planes, moved_labels, good, grown, rng, voltage_told, spoiled=spoiled, broken=broken)
 
 
 def real_hip_example(
@@ -148,6 +152,7 @@ def real_hip_example(
         not negative,
         grown,
         kilovolt,
+        broken=None,
     )
 
 
@@ -177,6 +182,7 @@ def finish_hip_example(
     voltage_told: float = 0.0,
     *,
     spoiled: bool = True,
+    broken: bool = False,
 ) -> HipExample:
     """Simulate the radiograph of maps that are already in the frame, and cut its field at random if it may be `spoiled`."""
     planes = _blur(planes, rng)
@@ -187,7 +193,7 @@ def finish_hip_example(
     metal = (materials[3] > METAL_G_CM2).astype(np.float32)
     told = voltage_told > 0 and rng.random() < voltage_told
     kilovolt = exposure.kilovolt if told else None
-    return _example(image, inside, field, maps, metal, labels, anteroposterior, canonical, kilovolt)
+    return _example(image, inside, field, maps, metal, labels, anteroposterior, canonical, kilovolt, broken=broken)
 
 
 def _example(
@@ -200,11 +206,14 @@ def _example(
     anteroposterior: bool,
     canonical: NDArray[np.float32],
     kilovolt: float | None,
+    *,
+    broken: bool | None,
 ) -> HipExample:
-    """What of a picture in the frame can be learned; `metal` is NaN where it is not known."""
+    """What of a picture in the frame can be learned; `metal` is NaN and `broken` None where it is not known."""
     seen_cm2 = float(((metal > 0) & field).sum()) * (frame.SPACING_MM / 10) ** 2
     learnable = anteroposterior and seen_cm2 < _LEAST_IMPLANT_CM2
-    weight = np.array([learnable and _is_seen(labels, field, region) for region in REGIONS], np.float32)
+    measurable = learnable and not broken
+    weight = np.array([measurable and _is_seen(labels, field, region) for region in REGIONS], np.float32)
     weight *= np.isfinite(canonical).all(1)
     return HipExample(
         network_input=standardise(image, inside),
@@ -215,9 +224,17 @@ def _example(
         field=field.astype(np.float32),
         anteroposterior_hip=float(anteroposterior),
         implant=float(np.nan if np.isnan(metal).any() else seen_cm2 >= _LEAST_IMPLANT_CM2),
+        fracture=_is_broken(labels, field, broken) if learnable else np.nan,
         canonical=np.where(weight[:, None] > 0, canonical, np.float32(0)),
         canonical_weight=weight,
     )
+
+
+def _is_broken(labels: NDArray[np.uint8], field: NDArray[np.bool_], broken: bool | None) -> float:
+    """See `HipExample.fracture`: of a bone that is seen in part, nobody knows where it is broken."""
+    if broken is None or (broken and not _is_seen(labels, field, Region.TOTAL_HIP)):
+        return float(np.nan)
+    return float(broken)
 
 
 def _is_seen(labels: NDArray[np.uint8], field: NDArray[np.bool_], region: Region) -> bool:

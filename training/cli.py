@@ -34,7 +34,7 @@ from training.hospital.report import Verdict, reports_table
 from training.hospital.table import read_table
 from training.ladders.command import ladders_command
 from training.muscles.cli import app as muscles
-from training.pairs import Pairs, load_atlas, load_pairs, make_pairs
+from training.pairs import Pairs, load_beside, load_pairs, make_pairs
 from training.projection.radiograph import Exposure
 from training.real import load_real
 from training.segmentation.cli import app as segmentation
@@ -218,6 +218,9 @@ def build(
 def _pairs(run: RunConfiguration, folder: Path, workers: int, anatomy: Path | None) -> None:
     with tqdm(total=run.pairs.count, desc="pairs", unit="phantom") as progress:
         make_pairs(run.pairs, folder / "pairs", progress.update, workers=workers)
+    if run.fractures is not None:
+        with tqdm(total=run.fractures.count, desc="fractures", unit="person") as progress:
+            make_pairs(run.fractures, folder / "fractures", progress.update, workers=workers)
     if run.atlas is None:
         return
     if anatomy is None:
@@ -238,12 +241,12 @@ def _load(run: RunConfiguration, folder: Path) -> Pairs:
 
 def _train(run: RunConfiguration, folder: Path, workers: int) -> None:
     split = split_subjects(run.pairs.count, run.split)
-    train(run, _load(run, folder), split, folder, atlas=load_atlas(folder, run.atlas), workers=workers)
+    train(run, _load(run, folder), split, folder, beside=load_beside(folder, run), workers=workers)
 
 
 def _export(run: RunConfiguration, folder: Path, output: Path, whole: int) -> None:
-    split, atlas = split_subjects(run.pairs.count, run.split), load_atlas(folder, run.atlas)
-    summary = export(run, _load(run, folder), split, folder, output, whole_count=whole, atlas=atlas)
+    split = split_subjects(run.pairs.count, run.split)
+    summary = export(run, _load(run, folder), split, folder, output, whole_count=whole, beside=load_beside(folder, run))
     _print(summary, output / "evaluation")
 
 

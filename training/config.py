@@ -11,8 +11,10 @@ from dicomnode.errors import ConfigurationError
 PRECISIONS = ("auto", "32-true", "bf16-mixed")
 _HIPS_ONLY = ("mineral_scaled", "voltage_told", "atlas")
 """What a stage of a network that sees no single hip cannot have."""
-_MAPS_ONLY = ("gradient_correlation", "pelvis_mass", "adversarial")
-"""What a stage of a network that draws no maps of a hip cannot have."""
+_MAPS_ONLY = ("gradient_correlation", "pelvis_mass", "adversarial", "fractures", "verdicts_only")
+"""What a stage of a network that draws no maps of a hip, and gives no verdicts on it, cannot have."""
+BESIDE = ("atlas", "fractures")
+"""Persons beside the phantoms: a table of a run, and a share of a stage, of the same name."""
 _WIDTH_STEP = 8
 _LEAST_WIDTH = 16
 """Narrower networks kill the process in torch 2.13's channels-last backward pass on CPU (seen with 4 and 8 channels)."""
@@ -54,6 +56,10 @@ class Stage:
     own ones make what is read of a hip depend on the others in its batch."""
     atlas: float = 0.0
     """Share of the hips whose bones come from reference anatomy, see `AtlasConfiguration`."""
+    fractures: float = 0.0
+    """Share of the hips with a displaced fracture, see `FractureConfiguration`."""
+    verdicts_only: bool = False
+    """Whether nothing but the verdicts' own layers learns: what is measured stays as it is. With `statistics_frozen`."""
     gradient_correlation: float = 0.0
     """Weight of `losses.gradient_correlation_loss` of the density maps; 0: absent."""
     pelvis_mass: float = 0.0
@@ -113,6 +119,16 @@ class AtlasConfiguration:
 
 
 @dataclass(frozen=True)
+class FractureConfiguration:
+    """Persons whose hips are broken and displaced, each in a way of its own: to be recognised, not measured."""
+
+    count: int
+    """Persons; each gives two hips."""
+    seed: int
+    """Another than that of the pairs."""
+
+
+@dataclass(frozen=True)
 class RunConfiguration:
     """Everything that decides what a run produces."""
 
@@ -128,6 +144,7 @@ class RunConfiguration:
     no maps, so that losses of maps are not for it."""
     engine: EngineConfiguration = EngineConfiguration()
     atlas: AtlasConfiguration | None = None
+    fractures: FractureConfiguration | None = None
     hospital: HospitalConfiguration | None = None
     start: str | None = None
     """Folder of a bundle whose weights both networks start from; None: from random ones."""
@@ -154,10 +171,11 @@ def load_run(path: Path) -> RunConfiguration:
     check_network(f"{path}: locator", run.locator, begun=begun)
     if run.regressor is not None:
         check_network(f"{path}: regressor", run.regressor, sees_hips=True)
-    for name, network in (("decomposer", run.decomposer), ("regressor", run.regressor)):
-        if run.atlas is None and network is not None and any(stage.atlas for stage in network.stages):
+    stages = [*run.decomposer.stages, *(() if run.regressor is None else run.regressor.stages)]
+    for others in BESIDE:
+        if getattr(run, others) is None and any(getattr(stage, others) for stage in stages):
             raise ConfigurationError(
-                f"{path}: {name}.stages: atlas is a share of the persons of [atlas], which is absent"
+                f"{path}: {others} in a stage is a share of the persons of [{others}], which is absent"
             )
     check_engine(f"{path}: engine", run.engine)
     return run
@@ -192,6 +210,11 @@ def check_network(
             f"{place}.stages: statistics_frozen needs those of a stage before, or of a bundle to start from; leave it out of"
             " the first"
         )
+    for stage in network.stages:
+        if stage.verdicts_only and not stage.statistics_frozen:
+            raise ConfigurationError(
+                f"{place}.stages: verdicts_only leaves everything else as it is: set statistics_frozen = true too"
+            )
     for stage, option in product(network.stages, _HIPS_ONLY + _MAPS_ONLY):
         if getattr(stage, option) < 0:
             raise ConfigurationError(f"{place}.stages: {option} = {getattr(stage, option)} must not be negative")

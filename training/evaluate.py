@@ -48,6 +48,7 @@ class HipReading:
     kind: str
     anteroposterior_hip: float
     implant: float
+    fracture: float
     metal_cm2: float
     explained: float
     femur_area_cm2: float
@@ -113,6 +114,7 @@ def hip_reading(kind: str, decomposition: Decomposition) -> HipReading:
         kind=kind,
         anteroposterior_hip=decomposition.anteroposterior_hip,
         implant=decomposition.implant,
+        fracture=decomposition.fracture,
         metal_cm2=float(decomposition.metal.sum()) * regions.PIXEL_AREA_CM2,
         explained=explained(decomposition),
         femur_area_cm2=float((decomposition.labels > 0).sum()) * regions.PIXEL_AREA_CM2,

@@ -19,7 +19,7 @@ from dicomnode.errors import DicomNodeError
 from dicomnode.inference import intensity
 from dicomnode.inference.bundle import FORMAT, Intervals, Limits, frame_document, load_bundle
 from dicomnode.inference.channels import CANONICAL as STATED
-from dicomnode.inference.channels import CHANNELS, LOCATOR_CHANNELS, REGIONS, VERDICTS
+from dicomnode.inference.channels import CHANNELS, LOCATOR_CHANNELS, REGIONAL_VERDICTS, REGIONS, VERDICTS
 from dicomnode.inference.predictor import Predictor
 from dicomnode.inference.technique import FACTORS
 from training.cases import CANONICAL, PROJECTED, RegionCase
@@ -53,6 +53,7 @@ _OPEN = Limits(
     locator_score=0.0,
     anteroposterior_hip=0.0,
     implant=1.0,
+    fracture=1.0,
     metal_cm2=float("inf"),
     explained=-1.0,
     femur_area_cm2=(0.0, float("inf")),
@@ -90,12 +91,12 @@ def export(
     folder: Path,
     *,
     whole_count: int,
-    atlas: Pairs | None = None,
+    beside: Mapping[str, Pairs] | None = None,
 ) -> Summary:
     """Write the bundle, measure it, and write what was measured into it.
 
     Args:
-        atlas: the persons with bones of reference anatomy that the weights have learned from too.
+        beside: the persons beside the phantoms that the weights have learned from too, see `pairs.load_beside`.
         weights: folder with what `train` left.
         whole_count: how many of the test phantoms are measured on whole radiographs too.
         folder: the bundle's folder; gets `weights.safetensors`, `model.json`, `MODEL_CARD.md` and `evaluation/`.
@@ -103,7 +104,7 @@ def export(
     folder.mkdir(parents=True, exist_ok=True)
     commit = code_commit()  # before anything is written: the bundle itself must not make the tree dirty
     real = load_real(run.hospital)
-    document = _document(run, split, atlas, real, commit)
+    document = _document(run, split, beside or {}, real, commit)
     validate = partial(
         evaluate, pairs=pairs, subjects=split.validation, seed=run.seed, radiographs=_VALIDATION_RADIOGRAPHS
     )
@@ -231,7 +232,8 @@ def _hips(cases: Iterable[RegionCase]) -> int:
 def find_limits(readings: list[HipReading]) -> Limits:
     """Set limits so that nearly every good validation hip passes, with room for anatomy that the phantoms lack.
 
-    The two verdicts are learned against their opposites: no limit of theirs needs the validation hips.
+    View and implant are learned against their opposites, which lie far off: no limit of theirs needs the validation hips. A
+    fracture may show little: whatever is likelier than not is refused, unless that would cost more than one good hip in 200.
     """
     native = [reading for reading in readings if reading.kind == "native"]
     areas = np.array([reading.femur_area_cm2 for reading in native])
@@ -242,6 +244,7 @@ def find_limits(readings: list[HipReading]) -> Limits:
         locator_score=_LOCATOR_SCORE,
         anteroposterior_hip=_LIKELY_VIEW,
         implant=_EVEN_ODDS,
+        fracture=round(max(_EVEN_ODDS, float(np.quantile([reading.fracture for reading in native], 0.995))), 3),
         metal_cm2=round(max(_LEAST_METAL_CM2, 1.2 * metal), 2),
         explained=round(0.8 * float(np.quantile([reading.explained for reading in native], 0.005)), 3),
         # A short field shows a third of the femur and is still measured at the neck.
@@ -290,7 +293,7 @@ def write_weights(files: Mapping[str, Path], path: Path, offsets: Mapping[str, N
 
 
 def _document(
-    run: RunConfiguration, split: Split, atlas: Pairs | None, real: RealSplit | None, commit: str
+    run: RunConfiguration, split: Split, beside: Mapping[str, Pairs], real: RealSplit | None, commit: str
 ) -> dict[str, Any]:
     return {
         "format": FORMAT,
@@ -300,7 +303,7 @@ def _document(
         "frame": frame_document(),
         "intensity_transform": intensity.VERSION,
         "channels": [{"name": name, "unit": unit} for name, unit in CHANNELS],
-        "verdicts": list(VERDICTS),
+        "verdicts": [*VERDICTS, *REGIONAL_VERDICTS],
         "technique": list(FACTORS),
         "canonical": [{"name": name, "unit": unit} for name, unit in STATED],
         "locator_channels": [{"name": name, "unit": unit} for name, unit in LOCATOR_CHANNELS],
@@ -316,19 +319,21 @@ def _document(
             "torch": torch.__version__,
             "numpy": np.__version__,
             "python": platform.python_version(),
-            "data": _data(run.pairs.count, atlas, real),
-            "atlas": None if atlas is None else str(ATLAS_SOURCE),
-            "sources": [PHANTOM_SOURCE, *([] if atlas is None else ATLAS_SOURCES)],
+            "data": _data(run.pairs.count, beside, real),
+            "atlas": str(ATLAS_SOURCE) if "atlas" in beside else None,
+            "sources": [PHANTOM_SOURCE, *(ATLAS_SOURCES if "atlas" in beside else [])],
             **({} if real is None else {"real": _parts(real)}),
         },
     }
 
 
-def _data(phantoms: int, atlas: Pairs | None, real: RealSplit | None) -> str:
+def _data(phantoms: int, beside: Mapping[str, Pairs], real: RealSplit | None) -> str:
     parts = [f"{phantoms} parametric phantoms"]
-    if atlas is not None:
+    if "fractures" in beside:
+        parts.append(f"{beside['fractures'].count} phantoms with fractures")
+    if "atlas" in beside:
         parts.append(
-            f"{atlas.count} persons with femora drawn from a statistical shape model and the pelvis of one subject"
+            f"{beside['atlas'].count} persons with femora drawn from a statistical shape model and the pelvis of one subject"
         )
     if real is not None:
         parts.append(f"real hips of {count_patients(real.training)} patients")

@@ -34,6 +34,7 @@ class HipBatch:
     field: Tensor
     anteroposterior_hip: Tensor
     implant: Tensor
+    fracture: Tensor
     canonical: Tensor
     canonical_weight: Tensor
 
@@ -57,7 +58,8 @@ def decomposition_loss(channels: Tensor, verdicts: Tensor, canonical: Tensor, ba
         "metal": 0.5 * metal_loss(metal, batch.metal.nan_to_num(), batch.field * batch.metal.isfinite()),
         "field": 0.1 * _binary(field, batch.field).mean(),
         "view": 0.1 * _binary(verdicts[:, 0], batch.anteroposterior_hip).mean(),
-        "implant": 0.1 * masked_mean(_binary(verdicts[:, 1], batch.implant.nan_to_num()), batch.implant.isfinite()),
+        "implant": 0.1 * _known(verdicts[:, 1], batch.implant),
+        "fracture": 0.1 * _known(verdicts[:, 2], batch.fracture),
         **canonical_loss(canonical, batch.canonical, batch.canonical_weight),
     }
 
@@ -184,6 +186,11 @@ def heat_loss(logits: Tensor, heat: Tensor) -> Tensor:
 def masked_mean(values: Tensor, weight: Tensor) -> Tensor:
     """Mean of values where weight is set; 0 if it is set nowhere."""
     return (values * weight).sum() / weight.sum().clamp_min(1)
+
+
+def _known(logits: Tensor, target: Tensor) -> Tensor:
+    """Mean loss of the verdicts whose truth is known, which is not NaN."""
+    return masked_mean(_binary(logits, target.nan_to_num()), target.isfinite())
 
 
 def _binary(logits: Tensor, target: Tensor) -> Tensor:

@@ -25,9 +25,11 @@ from dicomnode.errors import ConfigurationError
 from dicomnode.inference.frame import LOCATOR_SIZE
 from training.anatomy.atlas import Source, atlas_subject
 from training.anatomy.phantom import Phantom, make_phantom
-from training.anatomy.population import draw_subject
-from training.config import AtlasConfiguration, PairsConfiguration
+from training.anatomy.population import broken, draw_subject
+from training.config import BESIDE, AtlasConfiguration, FractureConfiguration, PairsConfiguration, RunConfiguration
 from training.targets import SHAPE, SubjectTarget, make_targets
+
+Configuration = PairsConfiguration | AtlasConfiguration | FractureConfiguration
 
 SUBJECTS_PER_SHARD = 25
 VERSION = 1
@@ -111,7 +113,7 @@ def _mapped(path: Path) -> NDArray[Any]:
 
 
 def make_pairs(
-    configuration: PairsConfiguration | AtlasConfiguration,
+    configuration: Configuration,
     folder: Path,
     progress: Callable[[int], None] = lambda _: None,
     *,
@@ -122,14 +124,15 @@ def make_pairs(
 
     Args:
         progress: called with the number of subjects that were just finished (or found).
-        anatomy: folder of reference anatomy, see `training.anatomy.atlas`: the bones are then drawn from its shape model.
+        anatomy: folder of reference anatomy, see `training.anatomy.atlas`: the bones are then drawn from its shape model. With
+            `FractureConfiguration` every hip is broken instead, see `population.broken`.
 
     Raises:
         ValueError: the folder holds pairs of another seed, version or anatomy.
         UnusableAtlas: the folder of reference anatomy lacks a file.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    _claim(folder, configuration.seed, anatomy)
+    _claim(folder, configuration, anatomy)
     missing: list[tuple[int, int]] = []
     for shard in range(-(-configuration.count // SUBJECTS_PER_SHARD)):
         size = min(SUBJECTS_PER_SHARD, configuration.count - shard * SUBJECTS_PER_SHARD)
@@ -139,13 +142,11 @@ def make_pairs(
             missing.append((shard, size))
     if workers <= 1:
         for shard, size in missing:
-            _make_shard(folder, configuration.seed, shard, size, anatomy)
+            _make_shard(folder, configuration, shard, size, anatomy)
             progress(size)
         return
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        jobs = {
-            pool.submit(_make_shard, folder, configuration.seed, shard, size, anatomy): size for shard, size in missing
-        }
+        jobs = {pool.submit(_make_shard, folder, configuration, shard, size, anatomy): size for shard, size in missing}
         for job in as_completed(jobs):
             job.result()
             progress(jobs[job])
@@ -170,27 +171,34 @@ def load_pairs(folder: Path) -> Pairs:
     return Pairs(folder, tuple(table))
 
 
-def load_atlas(folder: Path, configuration: AtlasConfiguration | None) -> Pairs | None:
-    """Open a run's persons with bones of reference anatomy; None where it has none, or they were not made.
+def load_beside(folder: Path, run: RunConfiguration) -> dict[str, Pairs]:
+    """Open the persons of a run beside its phantoms, by the name of their table: those that it asks for and that were made.
 
     Raises:
-        ConfigurationError: the folder holds fewer than the run asks for.
+        ConfigurationError: a folder holds fewer than the run asks for.
     """
-    if configuration is None or not (folder / "atlas" / "pairs.json").exists():
-        return None
-    pairs = load_pairs(folder / "atlas")
-    if pairs.count < configuration.count:
-        raise ConfigurationError(
-            f"{folder / 'atlas'} holds {pairs.count} of {configuration.count} persons; run `python -m training pairs --anatomy`"
-        )
-    return replace(pairs, table=pairs.table[: 2 * configuration.count])
+    beside: dict[str, Pairs] = {}
+    for name in BESIDE:
+        configuration = getattr(run, name)
+        if configuration is None or not (folder / name / "pairs.json").exists():
+            continue
+        pairs = load_pairs(folder / name)
+        if pairs.count < configuration.count:
+            raise ConfigurationError(
+                f"{folder / name} holds {pairs.count} of {configuration.count} persons; run `python -m training pairs` again,"
+                " with --anatomy for the atlas"
+            )
+        beside[name] = replace(pairs, table=pairs.table[: 2 * configuration.count])
+    return beside
 
 
-def _claim(folder: Path, seed: int, anatomy: Path | None) -> None:
+def _claim(folder: Path, configuration: Configuration, anatomy: Path | None) -> None:
     path = folder / "pairs.json"
-    mine: dict[str, Any] = {"seed": seed, "version": VERSION, "subjects_per_shard": SUBJECTS_PER_SHARD}
+    mine: dict[str, Any] = {"seed": configuration.seed, "version": VERSION, "subjects_per_shard": SUBJECTS_PER_SHARD}
     if anatomy is not None:
         mine["bones"] = str(ATLAS_SOURCE)
+    if isinstance(configuration, FractureConfiguration):
+        mine["hips"] = "broken"
     if not path.exists():
         path.write_text(json.dumps(mine), encoding="utf-8")
     found = json.loads(path.read_text(encoding="utf-8"))
@@ -211,15 +219,14 @@ def _subjects_in(folder: Path, shard: int) -> int:
     return len(path.read_text(encoding="utf-8").splitlines()) // 2 if path.exists() else 0
 
 
-def _draw(seed: int, number: int, anatomy: Path | None) -> Phantom:
-    return (
-        make_phantom(draw_subject(seed, number))
-        if anatomy is None
-        else atlas_subject(anatomy, seed, number, ATLAS_SOURCE)
-    )
+def _draw(configuration: Configuration, number: int, anatomy: Path | None) -> Phantom:
+    if anatomy is not None:
+        return atlas_subject(anatomy, configuration.seed, number, ATLAS_SOURCE)
+    subject = draw_subject(configuration.seed, number)
+    return make_phantom(broken(subject) if isinstance(configuration, FractureConfiguration) else subject)
 
 
-def _make_shard(folder: Path, seed: int, shard: int, size: int, anatomy: Path | None) -> None:
+def _make_shard(folder: Path, configuration: Configuration, shard: int, size: int, anatomy: Path | None) -> None:
     """Write the arrays under temporary names, then rename them, the table last."""
     arrays = {
         name: np.lib.format.open_memmap(_part(_array_path(folder, shard, name)), "w+", dtype, (size, *shape))
@@ -227,7 +234,7 @@ def _make_shard(folder: Path, seed: int, shard: int, size: int, anatomy: Path | 
     }
     lines: list[str] = []
     for place in range(size):
-        target = make_targets(_draw(seed, shard * SUBJECTS_PER_SHARD + place, anatomy))
+        target = make_targets(_draw(configuration, shard * SUBJECTS_PER_SHARD + place, anatomy))
         _store(target, arrays, place)
         lines += [json.dumps({**hip.figures, "heads_px": target.overview.heads_px}) for hip in target.hips]
     for name, array in arrays.items():

@@ -2,7 +2,7 @@
 
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from dicomnode.errors import ConfigurationError
 from dicomnode.inference.bundle import load_bundle
-from dicomnode.inference.channels import CHANNELS, LOCATOR_CHANNELS, MAPS, VERDICTS
+from dicomnode.inference.channels import CHANNELS, LOCATOR_CHANNELS, MAPS, REGIONAL_VERDICTS, VERDICTS
 from dicomnode.inference.network import Decomposed, HipNet, NetworkShape, Regressor, RegressorShape, ResidualBlock
 from dicomnode.inference.technique import FACTORS
 from training.adversarial import Adversary
@@ -76,6 +76,7 @@ def decomposer_shape(configuration: NetworkConfiguration) -> NetworkShape:
         len(VERDICTS),
         canonical=True,
         factors=len(FACTORS),
+        regional_verdicts=len(REGIONAL_VERDICTS),
     )
 
 
@@ -95,7 +96,7 @@ def train(
     split: Split,
     folder: Path,
     *,
-    atlas: Pairs | None = None,
+    beside: Mapping[str, Pairs] | None = None,
     workers: int = 1,
     save_every: int = SAVE_EVERY_STEPS,
 ) -> None:
@@ -105,12 +106,19 @@ def train(
     `folder/events` holds curves and pictures for TensorBoard.
 
     Args:
-        atlas: persons with bones of reference anatomy; None: the phantoms stand in for them.
+        beside: persons beside the phantoms, see `pairs.load_beside`; for those that are not there the phantoms stand in.
     """
     folder.mkdir(parents=True, exist_ok=True)
     # As one function of the fabric alone: among the arguments of `launch`, Fabric refuses frozen dataclasses.
     everything = partial(
-        _train, run=run, pairs=pairs, split=split, folder=folder, atlas=atlas, workers=workers, save_every=save_every
+        _train,
+        run=run,
+        pairs=pairs,
+        split=split,
+        folder=folder,
+        beside=beside or {},
+        workers=workers,
+        save_every=save_every,
     )
     make_fabric(run.engine).launch(everything)
 
@@ -121,7 +129,7 @@ def _train(
     pairs: Pairs,
     split: Split,
     folder: Path,
-    atlas: Pairs | None,
+    beside: Mapping[str, Pairs],
     workers: int,
     save_every: int,
 ) -> None:
@@ -138,7 +146,7 @@ def _train(
     hips, real = pairs.hips_of(split.training), real_examples(run)
 
     def hip_examples(stage: Stage) -> Dataset[dict[str, Any]]:
-        return HipExamples(pairs, hips, run.seed, stage, atlas, real)
+        return HipExamples(pairs, hips, run.seed, stage, beside, real)
 
     def overview_examples(_: Stage) -> Dataset[dict[str, Any]]:
         return OverviewExamples(pairs, split.training, run.seed)
@@ -149,7 +157,7 @@ def _train(
     if run.regressor is not None and regressor is not None:
         regressor.centre.copy_(_usual_figures(pairs, measurable(pairs, hips)))
         # It says nothing of what cannot be measured: such hips would teach it nothing.
-        good_hips = partial(HipExamples, pairs, hips, run.seed, atlas=atlas, real=real, spoiled=False)
+        good_hips = partial(HipExamples, pairs, hips, run.seed, beside=beside, real=real, spoiled=False)
         learn(Task("regressor", regressor, _regressor_loss, good_hips), run.regressor)
 
 
@@ -197,7 +205,7 @@ class HipExamples(Dataset[dict[str, Any]]):
         hips: NDArray[np.int64],
         seed: int,
         stage: Stage,
-        atlas: Pairs | None = None,
+        beside: Mapping[str, Pairs] | None = None,
         real: RealExamples | None = None,
         *,
         spoiled: bool = True,
@@ -205,14 +213,18 @@ class HipExamples(Dataset[dict[str, Any]]):
         """Hips to draw from.
 
         Args:
+            beside: persons beside the phantoms; the stage's option of the same name is their share.
             spoiled: whether hips that cannot be measured are among them, which a network that refuses must learn from.
         """
-        self.pairs, self.seed, self.stage, self.atlas, self.real = pairs, seed, stage, atlas, real
+        self.pairs, self.seed, self.stage, self.real = pairs, seed, stage, real
         self.spoiled = spoiled
         self.hips = hips if spoiled else measurable(pairs, hips)
         self.with_metal = np.array([hip for hip in self.hips if pairs.table[hip]["has_metal"]], np.int64)
-        atlas_hips = np.arange(0 if atlas is None else 2 * atlas.count)
-        self.atlas_hips = atlas_hips if spoiled or atlas is None else measurable(atlas, atlas_hips)
+        self.beside: list[tuple[float, Pairs, NDArray[np.int64]]] = []
+        for name, others in (beside or {}).items():
+            if share := getattr(stage, name):
+                everybody = np.arange(2 * others.count)
+                self.beside.append((share, others, everybody if spoiled else measurable(others, everybody)))
 
     def __getitem__(self, number: int) -> dict[str, Any]:
         if self.real is not None and (example := self.real.draw(number, spoiled=self.spoiled)) is not None:
@@ -222,13 +234,19 @@ class HipExamples(Dataset[dict[str, Any]]):
         arrays = _single(hip.materials), _single(hip.targets), hip.labels
         canonical = canonical_logarithms(hip.figures["canonical"])
         shares = self.stage.mineral_scaled, self.stage.voltage_told
-        return _fields(hip_example(*arrays, hip.anteroposterior, canonical, rng, *shares, spoiled=self.spoiled))
+        broken = hip.figures.get("fracture") is not None
+        return _fields(
+            hip_example(*arrays, hip.anteroposterior, canonical, rng, *shares, spoiled=self.spoiled, broken=broken)
+        )
 
     def _draw(self, number: int, rng: np.random.Generator) -> HipPair:
-        # By a stream of its own: the phantoms' examples stay what they are without an atlas.
+        # By a stream of its own: the phantoms' examples stay what they are without others beside them.
         apart = np.random.default_rng((self.seed, 6, number))
-        if self.atlas is not None and apart.random() < self.stage.atlas:
-            return self.atlas.hip(int(self.atlas_hips[apart.integers(len(self.atlas_hips))]))
+        lot = apart.random()
+        for share, others, hips in self.beside:
+            if lot < share:
+                return others.hip(int(hips[apart.integers(len(hips))]))
+            lot -= share
         drawn_from = self.with_metal if len(self.with_metal) and rng.random() < _METAL_SHARE else self.hips
         return self.pairs.hip(int(drawn_from[rng.integers(len(drawn_from))]))
 
@@ -340,6 +358,10 @@ def fit_stage(
         drawn: steps of the stages before: their examples do not come again.
     """
     module = synchronised(fabric, task.network).to(memory_format=task.memory_format)  # type: ignore[call-overload]
+    module.requires_grad_(not stage.verdicts_only)
+    if stage.verdicts_only:
+        for verdict in verdict_layers(module):
+            verdict.requires_grad_()
     adamw = torch.optim.AdamW(module.parameters(), stage.learning_rate, weight_decay=configuration.weight_decay)
     schedule = torch.optim.lr_scheduler.LambdaLR(adamw, partial(learning_rate_share, steps=stage.steps))
     network, optimizer = fabric.setup(module, adamw)
@@ -355,6 +377,9 @@ def fit_stage(
     network.train()
     if stage.statistics_frozen:
         freeze_statistics(module)
+    if stage.verdicts_only:
+        for verdict in verdict_layers(module):
+            verdict.train()
     with Record(done.parent, done.stem, first, stage.steps, writes=fabric.is_global_zero) as record:
         for step, batch in enumerate(loader, first):
             # What dropout leaves out follows from step and process: an interruption changes nothing.
@@ -382,6 +407,11 @@ def fit_stage(
         torch.save(average.module.state_dict(), done)
         checkpoint.unlink(missing_ok=True)
     fabric.barrier()  # only now may the others look for what was written
+
+
+def verdict_layers(network: nn.Module) -> list[nn.Module]:
+    """The layers that do nothing but state verdicts."""
+    return [layer for name, layer in network.named_children() if name in ("verdict", "regional_verdict")]
 
 
 def freeze_statistics(network: nn.Module) -> None:

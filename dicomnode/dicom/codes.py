@@ -182,6 +182,7 @@ REASON = {
     Reason.IMPLANT: _private("IMPLANT", "Metal in or over the bone"),
     Reason.CUT_OFF: _private("CUTOFF", "Bone extends beyond the image or the collimated field"),
     Reason.NOT_AP: _private("NOTAP", "Not an anteroposterior view with the pose in range"),
+    Reason.FRACTURE: _private("FRACTURE", "Bone looks broken and displaced"),
     Reason.LATERALITY: _private("LATERALITY", "Stated and visible side contradict each other"),
     Reason.IMPLAUSIBLE: _private("IMPLAUSIBLE", "Result does not re-explain the radiograph"),
 }

@@ -42,6 +42,8 @@ class Reason(StrEnum):
     """Part of the bone lies outside the image or the collimated field."""
     NOT_AP = "not_ap"
     """A hip, but not in an anteroposterior view with a pose in range (e.g. frog-leg)."""
+    FRACTURE = "fracture"
+    """The bone looks broken and displaced; that another does not look so says nothing of it."""
     LATERALITY = "laterality"
     """The header's side and the side that the image shows contradict each other."""
     IMPLAUSIBLE = "implausible"

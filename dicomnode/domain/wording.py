@@ -97,6 +97,7 @@ _ENGLISH = Wording(
             Reason.IMPLANT: "Implant",
             Reason.CUT_OFF: "Bone cut off",
             Reason.NOT_AP: "Not an AP view in range",
+            Reason.FRACTURE: "Bone looks broken",
             Reason.LATERALITY: "Side contradicts the header",
             Reason.IMPLAUSIBLE: "Result not plausible",
         }
@@ -110,6 +111,7 @@ _ENGLISH = Wording(
             Reason.IMPLANT: "Metal lies in or over the bone.",
             Reason.CUT_OFF: "Part of the bone lies outside the image or the collimated field.",
             Reason.NOT_AP: "The hip is not seen in an anteroposterior view with its rotation, flexion and abduction in range.",
+            Reason.FRACTURE: "The bone looks broken and displaced, so it is not measured. This is no diagnosis.",
             Reason.LATERALITY: "The side that the header states and the side that the image shows contradict each other.",
             Reason.IMPLAUSIBLE: "The decomposition does not re-explain the radiograph, or is no femur in shape or amount.",
         }
@@ -195,6 +197,7 @@ _JAPANESE = Wording(
             Reason.IMPLANT: "インプラント",
             Reason.CUT_OFF: "骨の一部が撮影範囲外",
             Reason.NOT_AP: "対応する正面像ではありません",
+            Reason.FRACTURE: "骨の連続性に疑い",
             Reason.LATERALITY: "左右の記載と画像が矛盾",
             Reason.IMPLAUSIBLE: "結果が妥当ではありません",
         }
@@ -208,6 +211,7 @@ _JAPANESE = Wording(
             Reason.IMPLANT: "骨の内部または骨に重なって金属があります。",
             Reason.CUT_OFF: "骨の一部が画像または照射野の外にあります。",
             Reason.NOT_AP: "回旋・屈曲・外転が許容範囲内の正面像ではありません。",
+            Reason.FRACTURE: "骨が折れてずれているように見えるため計測しません。骨折の有無を判定するものではありません。",
             Reason.LATERALITY: "ヘッダに記載された左右と画像上の左右が矛盾しています。",
             Reason.IMPLAUSIBLE: "分解結果が元のX線像を再現しないか、形状または量が大腿骨として妥当ではありません。",
         }

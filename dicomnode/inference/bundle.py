@@ -39,6 +39,8 @@ class Limits:
     """Least probability of an AP hip."""
     implant: float
     """Largest probability of an implant."""
+    fracture: float
+    """Largest probability of a displaced fracture."""
     metal_cm2: float
     """Largest area of metal."""
     explained: float

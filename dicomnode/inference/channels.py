@@ -24,7 +24,9 @@ MAPS = slice(0, INDEX["background"])
 LABELS = slice(INDEX["background"], INDEX["shaft"] + 1)
 """The logits of `frame.Label`, in its order."""
 VERDICTS = ("anteroposterior_hip", "implant")
-"""The decomposer's scalar logits: is this crop an AP hip in a pose that was trained for, and is there metal in it."""
+"""The decomposer's scalar logits of the whole crop: is it an AP hip in a pose that was trained for, and is there metal in it."""
+REGIONAL_VERDICTS = ("fracture",)
+"""Those of what it sees of the regions: is the femur broken and displaced."""
 LOCATOR_CHANNELS = (("right_head", "logit"), ("left_head", "logit"))
 
 REGIONS = tuple(Region)

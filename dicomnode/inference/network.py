@@ -36,6 +36,8 @@ class NetworkShape:
     """Whether figures of the canonical pose are read; `outputs` are then those of `channels.CHANNELS`."""
     factors: int = 0
     """Technique factors that are told beside the picture, see `inference.technique`; 0: the picture alone."""
+    regional_verdicts: int = 0
+    """Number of scalar logits that are read from what is seen of each region (0: none); `outputs` as for `canonical`."""
 
 
 @dataclass(frozen=True)
@@ -115,6 +117,20 @@ class Encoder(nn.Module):
         return self.context(x, technique), skips  # (b, widths[-1], coarsest)
 
 
+class RegionalHead(nn.Module):
+    """Logits from what is seen of each region. Normalised first: of figures with large means, small differences tell."""
+
+    def __init__(self, features: int, answers: int) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm1d(features, affine=False)
+        self.mix = nn.Linear(features, answers)
+
+    def forward(self, regional: Tensor) -> Tensor:
+        """(b, answers) from (b, features), see `regional_features`."""
+        answer: Tensor = self.mix(self.norm(regional))
+        return answer
+
+
 class CanonicalHead(nn.Module):
     """From the decomposed hip to its figures in the canonical pose, each with a spread.
 
@@ -125,32 +141,47 @@ class CanonicalHead(nn.Module):
 
     def __init__(self, coarse: int, fine: int, hidden: int = _HIDDEN) -> None:
         super().__init__()
-        features = 2 * coarse + len(REGIONS) * (fine + len(CANONICAL))
+        features = 2 * coarse + regional_width(fine)
         answers = 2 * len(REGIONS) * len(CANONICAL)
         self.mix = nn.Sequential(
             nn.LayerNorm(features), nn.Linear(features, hidden), nn.ReLU(), nn.Linear(hidden, answers)
         )
 
-    def forward(self, coarse: Tensor, fine: Tensor, channels: Tensor) -> Tensor:
+    def forward(self, coarse: Tensor, regional: Tensor) -> Tensor:
         """Read the figures.
 
         Args:
             coarse: (b, 2 * widths[-1]) pooled coarsest level.
-            fine: (b, widths[0], h/2, w/2) decoded level 0.
-            channels: (b, outputs, h, w).
+            regional: as `regional_features` gives it.
 
         Returns:
             (b, 2, regions, quantities): natural logarithms of `channels.CANONICAL` per region of `channels.REGIONS`, and the
             logarithms of their spreads.
         """
-        masks = region_shares(channels.detach())  # (b, regions, h, w)
-        anchor = soft_figures(masks, channels.detach()).log()  # (b, regions, quantities)
-        small = F.avg_pool2d(masks, 2)
-        share = small / small.sum((2, 3), keepdim=True).clamp_min(1e-3)
-        regional = torch.einsum("brhw,bchw->brc", share.to(fine.dtype), fine)
-        answer = self.mix(torch.cat([coarse, regional.flatten(1), anchor.flatten(1)], 1).float())
+        anchor = regional[:, -len(REGIONS) * len(CANONICAL) :].reshape(-1, len(REGIONS), len(CANONICAL))
+        answer = self.mix(torch.cat([coarse.float(), regional], 1))
         difference, spread = answer.reshape(-1, 2, len(REGIONS), len(CANONICAL)).unbind(1)
         return torch.stack([anchor + difference, spread.clamp(*SPREAD_RANGE)], 1)
+
+
+def regional_width(fine: int) -> int:
+    """Number of `regional_features` with `fine` channels at level 0."""
+    return len(REGIONS) * (fine + len(CANONICAL))
+
+
+def regional_features(fine: Tensor, channels: Tensor) -> Tensor:
+    """(b, regional_width) float32: what level 0 holds of each region on average, then the logarithms of the maps' own figures.
+
+    Args:
+        fine: (b, widths[0], h/2, w/2) decoded level 0.
+        channels: (b, outputs, h, w); they pass no gradient on.
+    """
+    masks = region_shares(channels.detach())  # (b, regions, h, w)
+    figures = soft_figures(masks, channels.detach()).log()  # (b, regions, quantities)
+    small = F.avg_pool2d(masks, 2)
+    share = small / small.sum((2, 3), keepdim=True).clamp_min(1e-3)
+    seen = torch.einsum("brhw,bchw->brc", share.to(fine.dtype), fine)
+    return torch.cat([seen.flatten(1).float(), figures.flatten(1)], 1)
 
 
 def region_shares(channels: Tensor) -> Tensor:
@@ -175,7 +206,7 @@ class Decomposed(NamedTuple):
     channels: Tensor
     """(b, outputs, h, w), raw."""
     verdicts: Tensor
-    """(b, verdicts) logits."""
+    """(b, verdicts) logits: those of the whole crop, then those of the regions."""
     canonical: Tensor
     """(b, 2, regions, quantities) as `CanonicalHead` gives them; (b, 0) without one."""
 
@@ -197,6 +228,9 @@ class HipNet(nn.Module):
         self.head = nn.Conv2d(widths[0], 4 * shape.outputs, 3, 1, 1)
         self.verdict = nn.Linear(2 * widths[-1], shape.verdicts) if shape.verdicts else None
         self.canonical = CanonicalHead(widths[-1], widths[0]) if shape.canonical else None
+        self.regional_verdict = (
+            RegionalHead(regional_width(widths[0]), shape.regional_verdicts) if shape.regional_verdicts else None
+        )
 
     def forward(self, image: Tensor, technique: Tensor | None = None) -> Decomposed:
         """Decompose.
@@ -211,10 +245,15 @@ class HipNet(nn.Module):
             x = F.interpolate(reduce(x), scale_factor=2.0, mode="nearest")
             x = decode(x + skip)  # (b, widths[i], ...)
         channels = F.pixel_shuffle(self.head(x), 2)  # (b, outputs, h, w)
+        nothing = coarse[:, :0]
+        verdicts = self.verdict(coarse) if self.verdict is not None else nothing
+        if self.canonical is None and self.regional_verdict is None:
+            return Decomposed(channels, verdicts, nothing)
+        regional = regional_features(x, channels)
+        if self.regional_verdict is not None:
+            verdicts = torch.cat([verdicts.float(), self.regional_verdict(regional).float()], 1)
         return Decomposed(
-            channels,
-            self.verdict(coarse) if self.verdict is not None else coarse[:, :0],
-            self.canonical(coarse, x, channels) if self.canonical is not None else coarse[:, :0],
+            channels, verdicts, self.canonical(coarse, regional) if self.canonical is not None else nothing
         )
 
 

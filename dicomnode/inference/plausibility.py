@@ -34,7 +34,7 @@ def check_hip(decomposition: Decomposition, limits: Limits) -> None:
     """Check the hip as a whole.
 
     Raises:
-        NotMeasurable: IMPLANT, CUT_OFF, NOT_AP or IMPLAUSIBLE, with what was seen and what is expected.
+        NotMeasurable: IMPLANT, NOT_AP, FRACTURE, CUT_OFF or IMPLAUSIBLE, with what was seen and what is expected.
     """
     metal_cm2 = float(decomposition.metal.sum()) * PIXEL_AREA_CM2
     if decomposition.implant > limits.implant:
@@ -54,6 +54,12 @@ def check_hip(decomposition: Decomposition, limits: Limits) -> None:
         raise NotMeasurable(
             Reason.IMPLANT,
             f"{metal_cm2:.1f} cm2 of metal over the hip, at most {limits.metal_cm2:.1f} may be; a native hip is needed",
+        )
+    if decomposition.fracture > limits.fracture:
+        raise NotMeasurable(
+            Reason.FRACTURE,
+            f"the femur looks broken and displaced (confidence {decomposition.fracture:.2f}, at most {limits.fracture:.2f} may be);"
+            " a whole bone is needed",
         )
     if not (decomposition.labels == Label.NECK).any():
         raise NotMeasurable(

@@ -14,7 +14,7 @@ from dicomnode.errors import ConfigurationError
 from dicomnode.inference import frame
 from dicomnode.inference.bundle import Bundle
 from dicomnode.inference.canonical import CanonicalFigures, Method, canonical_figures, combined
-from dicomnode.inference.channels import INDEX, LABELS, MAPS, VERDICTS
+from dicomnode.inference.channels import INDEX, LABELS, MAPS, REGIONAL_VERDICTS, VERDICTS
 from dicomnode.inference.field import exposed_field
 from dicomnode.inference.frame import FramedHip, Label
 from dicomnode.inference.intensity import standardise
@@ -60,6 +60,8 @@ class Decomposition:
     """Probability that this is an AP hip in a pose that was trained for."""
     implant: float
     """Probability that there is metal."""
+    fracture: float
+    """Probability that the femur is broken and displaced."""
     canonical: CanonicalFigures
     """What a densitometer's pose would show; of regions that are not wholly seen it says nothing that may be used."""
     apart: Mapping[Method, CanonicalFigures]
@@ -153,7 +155,7 @@ class Predictor:
             labels=labels,
             metal=inside & (channels[INDEX["metal"]] > _METAL_LOGIT),
             field=field,
-            **dict(zip(VERDICTS, sigmoid(verdicts.mean(0)).tolist(), strict=True)),
+            **dict(zip(VERDICTS + REGIONAL_VERDICTS, sigmoid(verdicts.mean(0)).tolist(), strict=True)),
             canonical=canonical_figures(stated),
             apart={method: canonical_figures(answer) for method, answer in apart.items()},
             image_from_frame=hip.image_from_frame,

@@ -12,8 +12,8 @@ import torch
 from dicomnode.domain.radiograph import Side
 from dicomnode.errors import BundleError, ConfigurationError
 from dicomnode.inference.bundle import load_bundle
-from dicomnode.inference.channels import CANONICAL, CHANNELS, REGIONS
-from dicomnode.inference.network import SPREAD_RANGE, CanonicalHead, HipNet, NetworkShape
+from dicomnode.inference.channels import CANONICAL, REGIONS
+from dicomnode.inference.network import SPREAD_RANGE, CanonicalHead, HipNet, NetworkShape, regional_width
 from dicomnode.inference.predictor import HipCandidate, Predictor, on_image, one_head_one_side, peak, peaks, sigmoid
 from dicomnode.inference.technique import FACTORS, TRAINED_KV, technique
 from tests.tiny_bundle import write_tiny_bundle
@@ -93,7 +93,7 @@ def test_what_is_told_of_the_technique_changes_the_answer_only_once_it_was_learn
 def test_no_input_makes_a_canonical_figure_s_spread_boundless() -> None:
     head = CanonicalHead(coarse=8, fine=4).eval()
     torch.nn.init.constant_(head.mix[-1].bias, 1e4)  # type: ignore[arg-type]
-    answer = head(torch.zeros(1, 16), torch.zeros(1, 4, 16, 16), torch.zeros(1, len(CHANNELS), 32, 32))
+    answer = head(torch.zeros(1, 16), torch.zeros(1, regional_width(4)))
     assert answer.shape == (1, 2, len(REGIONS), len(CANONICAL))
     assert (answer[:, 1] == SPREAD_RANGE[1]).all()
 

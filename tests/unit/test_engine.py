@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from dicomnode.errors import ConfigurationError
-from dicomnode.inference.channels import CANONICAL, CHANNELS, REGIONS, VERDICTS
+from dicomnode.inference.channels import CANONICAL, CHANNELS, REGIONAL_VERDICTS, REGIONS, VERDICTS
 from dicomnode.inference.network import HipNet, NetworkShape
 from dicomnode.inference.technique import FACTORS
 from training.config import EngineConfiguration, NetworkConfiguration, Stage, load_run
@@ -46,6 +46,7 @@ class DrawnHips(Dataset[dict[str, Any]]):
             "field": np.ones(SIZE, np.float32),
             "anteroposterior_hip": np.float32(number % 4 != 3),
             "implant": np.float32(0),
+            "fracture": np.float32(number % 3 == 0),
             "canonical": rng.random((len(REGIONS), len(CANONICAL)), np.float32),
             "canonical_weight": np.ones(len(REGIONS), np.float32),
         }
@@ -53,7 +54,16 @@ class DrawnHips(Dataset[dict[str, Any]]):
 
 def a_task(stops_at: int | None = None) -> Task:
     torch.manual_seed(4)
-    network = HipNet(NetworkShape(2, len(CHANNELS), (16, 24), len(VERDICTS), canonical=True, factors=len(FACTORS)))
+    shape = NetworkShape(
+        2,
+        len(CHANNELS),
+        (16, 24),
+        len(VERDICTS),
+        canonical=True,
+        factors=len(FACTORS),
+        regional_verdicts=len(REGIONAL_VERDICTS),
+    )
+    network = HipNet(shape)
     return Task("hips", network, _hip_loss, lambda _: DrawnHips(stops_at), draws_maps=True)
 
 

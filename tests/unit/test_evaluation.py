@@ -161,19 +161,23 @@ def test_limits_let_the_good_hips_pass_that_they_were_set_from() -> None:
             "native",
             0.99,
             0.01,
+            0.7 if number == 0 else 0.1,
             4.0,
             float(rng.normal(0.8, 0.05)),
             float(rng.normal(60, 8)),
             float(rng.normal(3, 4)),
             float(rng.uniform(0.9, 1.1)),
         )
-        for _ in range(200)
+        for number in range(200)
     ]
-    limits = find_limits([*readings, HipReading("implant", 0.9, 0.99, 30.0, 0.1, 50.0, None, 3.0)])
+    limits = find_limits([*readings, HipReading("implant", 0.9, 0.99, 0.0, 30.0, 0.1, 50.0, None, 3.0)])
     assert all(reading.explained > limits.explained for reading in readings if reading.explained > 0.6)
     assert limits.femur_area_cm2[0] < 30 < 80 < limits.femur_area_cm2[1]
     assert limits.shaft_angle_deg[0] < -5 and limits.shaft_angle_deg[1] > 10
     assert 0.8 < limits.canonical_share[0] < 0.9 and 1.1 < limits.canonical_share[1] < 1.25
+    assert limits.fracture == 0.5  # one whole bone in 200 may look broken
+    doubtful = [replace(reading, fracture=0.8) for reading in readings[:10]]
+    assert limits.fracture < find_limits([*readings, *doubtful]).fracture <= 0.8
     assert limits.metal_cm2 == pytest.approx(4.8)  # a fifth beyond what native hips are taken to hold
 
 

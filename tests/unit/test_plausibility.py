@@ -19,6 +19,7 @@ LIMITS = Limits(
     locator_score=0.3,
     anteroposterior_hip=0.5,
     implant=0.5,
+    fracture=0.6,
     metal_cm2=0.5,
     explained=0.3,
     femur_area_cm2=(15.0, 120.0),
@@ -63,6 +64,7 @@ def a_femur(shaft_lean_deg: float = 0.0) -> Decomposition:
         field=np.ones(labels.shape, bool),
         anteroposterior_hip=0.97,
         implant=0.02,
+        fracture=0.01,
         canonical=dict.fromkeys(Region, CANONICAL_FIGURES),
         apart={},
         image_from_frame=np.eye(3),
@@ -117,6 +119,14 @@ def test_another_view_is_named_first_where_a_few_pixels_look_like_metal() -> Non
 
 def test_a_view_that_the_network_does_not_accept_is_refused() -> None:
     assert refusal(replace(a_femur(), anteroposterior_hip=0.2)) is Reason.NOT_AP
+
+
+def test_a_bone_that_looks_broken_is_refused_as_such_and_not_as_what_follows_from_it() -> None:
+    check_hip(replace(a_femur(), fracture=0.55), LIMITS)
+    assert refusal(replace(a_femur(), fracture=0.65)) is Reason.FRACTURE
+    without_neck = np.where(a_femur().labels == Label.NECK, 0, a_femur().labels).astype(np.uint8)
+    assert refusal(replace(a_femur(), fracture=0.65, labels=without_neck)) is Reason.FRACTURE
+    assert refusal(replace(a_femur(), fracture=0.65, anteroposterior_hip=0.2)) is Reason.NOT_AP
 
 
 @pytest.mark.parametrize("lean", [35.0, -30.0])

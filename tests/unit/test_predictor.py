@@ -39,7 +39,7 @@ def test_figures_and_verdicts_are_the_mean_of_the_looks_and_maps_are_those_of_th
             return (canonical + 1,)
         told.extend(factors)
         channels = np.tile(1 + number[:, None, None, None], (1, 12, ROWS, COLUMNS))
-        return channels, np.stack([number, -number], 1), canonical
+        return channels, np.stack([number, -number, 2 * number], 1), canonical
 
     monkeypatch.setattr(predictor, "_run", run)
     seen = predictor.read(FramedHip(PICTURE, np.eye(3), kilovolt=70.0))
@@ -49,6 +49,7 @@ def test_figures_and_verdicts_are_the_mean_of_the_looks_and_maps_are_those_of_th
     assert seen.canonical[Region.TOTAL_HIP]["areal_bmd_g_cm2"].value == pytest.approx(np.exp(mean + 0.5))
     assert seen.anteroposterior_hip == pytest.approx(1 / (1 + np.exp(-mean)))
     assert seen.implant == pytest.approx(1 - seen.anteroposterior_hip)
+    assert seen.fracture == pytest.approx(1 / (1 + np.exp(-2 * mean)))
     assert (seen.density_g_cm2 == 1).all()
     np.testing.assert_array_equal(told, [technique(70.0)] * len(VIEWS))
 

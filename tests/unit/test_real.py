@@ -178,14 +178,14 @@ def batch_of(example: HipExample) -> HipBatch:
 def test_what_is_not_known_of_a_real_hip_gives_neither_loss_nor_gradient() -> None:
     batch = batch_of(next(e for e in map(an_example, range(9)) if e.anteroposterior_hip))
     channels = torch.rand(1, 12, frame.ROWS, frame.COLUMNS, requires_grad=True)
-    verdicts = torch.zeros(1, 2, requires_grad=True)
+    verdicts = torch.zeros(1, 3, requires_grad=True)
     terms = decomposition_loss(channels, verdicts, torch.zeros(1, 2, 4, 3), batch)
     assert all(torch.isfinite(term) for term in terms.values())
     assert not terms["metal"] and not terms["implant"] and terms["maps"] > 0
     torch.stack(list(terms.values())).sum().backward()  # type: ignore[no-untyped-call]
     assert channels.grad is not None and verdicts.grad is not None
     assert torch.isfinite(channels.grad).all()
-    assert not channels.grad[0, 3].any() and not channels.grad[0, 10].any() and verdicts.grad[0, 1] == 0
+    assert not channels.grad[0, 3].any() and not channels.grad[0, 10].any() and not verdicts.grad[0, 1:].any()
     beyond_ct = batch.maps[0, 0].isnan()
     assert beyond_ct.any() and not channels.grad[0, :10, beyond_ct].any()
     assert channels.grad[0, 0].any() and verdicts.grad[0, 0] != 0

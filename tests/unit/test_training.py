@@ -3,6 +3,7 @@
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ from training.anatomy.population import draw_subject
 from training.augment import MINERAL_FACTOR, HipExample, finish_hip_example, hip_example, overview_example
 from training.config import (
     AtlasConfiguration,
+    FractureConfiguration,
     NetworkConfiguration,
     PairsConfiguration,
     RunConfiguration,
@@ -36,7 +38,7 @@ from training.losses import (
     masked_mean,
     region_loss,
 )
-from training.pairs import Pairs, load_atlas, load_pairs, make_pairs
+from training.pairs import Pairs, load_beside, load_pairs, make_pairs
 from training.split import Split, split_subjects
 from training.targets import MARGIN_PX, make_targets, scale_mineral
 from training.train import HipExamples, learning_rate_share, measurable, train
@@ -188,7 +190,7 @@ def test_the_tube_voltage_is_told_as_often_as_the_stage_says_and_changes_nothing
 
 def test_a_stage_draws_its_share_from_the_atlas_and_the_other_examples_stay_the_same(pairs: Pairs) -> None:
     alone = HipExamples(pairs, np.arange(2), 1, Stage(1, 1e-3))
-    mixed = HipExamples(pairs, np.arange(2), 1, Stage(1, 1e-3, atlas=0.5), pairs)
+    mixed = HipExamples(pairs, np.arange(2), 1, Stage(1, 1e-3, atlas=0.5), {"atlas": pairs})
     same = [np.array_equal(alone[n]["network_input"], mixed[n]["network_input"]) for n in range(12)]
     assert 0 < sum(same) < 12
     absent = HipExamples(pairs, np.arange(2), 1, Stage(1, 1e-3, atlas=0.5), None)
@@ -215,16 +217,54 @@ def test_persons_with_atlas_bones_are_stored_as_pairs_and_not_mixed_with_phantom
     reference_data: Path, tmp_path: Path
 ) -> None:
     asked = AtlasConfiguration(count=1, seed=3)
-    assert load_atlas(tmp_path, asked) is None  # none made: the run goes on without
+    run = replace(a_run(1), atlas=asked)
+    assert load_beside(tmp_path, run) == {}  # none made: the run goes on without
     make_pairs(asked, tmp_path / "atlas", anatomy=reference_data / "anatomy")
-    atlas = load_atlas(tmp_path, asked)
-    assert atlas is not None and atlas.count == 1
+    (atlas,) = load_beside(tmp_path, run).values()
+    assert atlas.count == 1
     phantom = make_targets(make_phantom(draw_subject(3, 0))).hips[0].figures["canonical"]["total_hip"]["area_cm2"]
     assert abs(atlas.hip(0).figures["canonical"]["total_hip"]["area_cm2"] - phantom) > 0.1  # the bones are others
     with pytest.raises(ValueError, match="bones"):
         make_pairs(PairsConfiguration(count=1, seed=3), tmp_path / "atlas")
     with pytest.raises(ConfigurationError, match="1 of 2 persons"):
-        load_atlas(tmp_path, AtlasConfiguration(count=2, seed=3))
+        load_beside(tmp_path, replace(run, atlas=AtlasConfiguration(count=2, seed=3)))
+
+
+def test_broken_persons_are_stored_apart_and_learned_from_as_broken(tmp_path: Path) -> None:
+    asked = FractureConfiguration(count=1, seed=2)
+    make_pairs(asked, tmp_path / "fractures")
+    (fractures,) = load_beside(tmp_path, replace(a_run(1), fractures=asked)).values()
+    assert all(figures["fracture"] and not figures["has_metal"] for figures in fractures.table)
+    with pytest.raises(ValueError, match="broken"):
+        make_pairs(PairsConfiguration(count=1, seed=2), tmp_path / "fractures")
+
+    def drawn(share: float) -> list[dict[str, Any]]:
+        hips = HipExamples(fractures, np.arange(2), 1, Stage(1, 1e-3, fractures=share), {"fractures": fractures})
+        return [hips[number] for number in range(12)]
+
+    examples = drawn(1.0)
+    known = [one["fracture"] for one in examples if np.isfinite(one["fracture"])]
+    assert known and all(value == 1 for value in known)
+    assert not any(one["canonical_weight"].any() for one in examples)  # a broken bone has no figures to learn
+
+
+def test_whole_bones_are_learned_from_as_whole_and_what_is_not_seen_as_unknown(pairs: Pairs) -> None:
+    examples = [HipExamples(pairs, np.arange(4), 1, Stage(1, 1e-3))[number] for number in range(24)]
+    told = [np.isfinite(one["fracture"]) for one in examples]
+    assert 0 < sum(told) < 24
+    assert all(one["fracture"] == 0 for one, known in zip(examples, told, strict=True) if known)
+    assert all(one["anteroposterior_hip"] == 1 for one, known in zip(examples, told, strict=True) if known)
+
+
+def test_a_stage_of_verdicts_alone_leaves_what_is_measured_as_it_was(pairs: Pairs, tmp_path: Path) -> None:
+    run = a_run(2)
+    stages = (*run.decomposer.stages, Stage(2, 1e-2, statistics_frozen=True, verdicts_only=True))
+    train(replace(run, decomposer=replace(run.decomposer, stages=stages)), pairs, ALL, tmp_path, workers=0)
+    before, after = (
+        torch.load(tmp_path / name, weights_only=True) for name in ("decomposer.stage2.pt", "decomposer.pt")
+    )
+    changed = {key.split(".")[0] for key in before if not torch.equal(before[key], after[key])}
+    assert changed == {"verdict", "regional_verdict"}
 
 
 # --- losses -------------------------------------------------------------------------------------------------------------
@@ -234,7 +274,8 @@ def a_batch() -> HipBatch:
     blank = torch.zeros(2, 32, 32)
     figures = torch.rand(2, len(REGIONS), len(CANONICAL)), torch.ones(2, len(REGIONS))
     inputs = torch.zeros(2, 2, 32, 32), torch.zeros(2, len(FACTORS))
-    return HipBatch(*inputs, maps, labels, blank, blank + 1, torch.ones(2), torch.zeros(2), *figures)
+    verdicts = torch.ones(2), torch.zeros(2), torch.zeros(2)
+    return HipBatch(*inputs, maps, labels, blank, blank + 1, *verdicts, *figures)
 
 
 def stated(batch: HipBatch, error: float, spread: float) -> torch.Tensor:
@@ -246,7 +287,9 @@ def test_a_perfect_decomposition_loses_nothing() -> None:
     logits = 60 * torch.nn.functional.one_hot(batch.labels, 6).permute(0, 3, 1, 2).float()
     metal, field = batch.metal[:, None] - 60, batch.field[:, None] * 60
     channels = torch.cat([batch.maps, logits, metal, field], 1)
-    terms = decomposition_loss(channels, torch.tensor([[60.0, -60.0]] * 2), stated(batch, 0, SPREAD_RANGE[0]), batch)
+    terms = decomposition_loss(
+        channels, torch.tensor([[60.0, -60.0, -60.0]] * 2), stated(batch, 0, SPREAD_RANGE[0]), batch
+    )
     assert all(float(term) == pytest.approx(0, abs=1e-6) for term in terms.values())
 
 
@@ -261,10 +304,10 @@ def test_what_lies_outside_the_field_or_under_metal_is_not_learned_from() -> Non
     batch = a_batch()
     hidden = replace(batch, field=torch.zeros_like(batch.field))
     figures = stated(batch, 0, 0)
-    terms = decomposition_loss(torch.rand(2, 12, 32, 32), torch.zeros(2, 2), figures, hidden)
+    terms = decomposition_loss(torch.rand(2, 12, 32, 32), torch.zeros(2, 3), figures, hidden)
     assert float(terms["maps"]) == 0 and float(terms["edges"]) == 0 and float(terms["labels"]) == 0
     under_metal = replace(batch, metal=torch.ones_like(batch.metal))
-    assert float(decomposition_loss(torch.rand(2, 12, 32, 32), torch.zeros(2, 2), figures, under_metal)["maps"]) == 0
+    assert float(decomposition_loss(torch.rand(2, 12, 32, 32), torch.zeros(2, 3), figures, under_metal)["maps"]) == 0
 
 
 def test_a_canonical_figure_s_error_is_relative_and_its_best_spread_is_the_error() -> None:

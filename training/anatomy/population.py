@@ -5,7 +5,7 @@ density from the outline of the bone fails.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -53,7 +53,8 @@ class Hip:
     osteoarthritis: float = 0.0
     """0 healthy to 1, see `disease`; nobody is drawn with it. The joint space of both hips narrows by the worse one."""
     fracture: Fracture | None = None
-    """Nobody is drawn with one; not together with an implant, whose metal would stay. Fragments may run into each other."""
+    """Nobody is drawn with one, see `broken`; not together with an implant, whose metal would stay. Fragments may run into each
+    other."""
 
 
 @dataclass(frozen=True)
@@ -243,6 +244,17 @@ def draw_fracture(random: np.random.Generator, kind: FractureKind) -> Fracture:
         varus_deg=float(random.uniform(5, 30)),
         external_rotation_deg=float(random.uniform(10, 60)),
     )
+
+
+def broken(subject: Subject) -> Subject:
+    """The same person after a fall: both hips broken, each in a way of its own, and without an implant."""
+    random = np.random.default_rng((subject.seed, 1))
+    kinds = list(FractureKind)
+    right, left = (
+        replace(hip, implant=None, fracture=draw_fracture(random, kinds[random.integers(len(kinds))]))
+        for hip in subject.hips
+    )
+    return replace(subject, hips=(right, left))
 
 
 def _implant(random: np.random.Generator) -> Implant:
