@@ -1,5 +1,6 @@
-"""The shipped model on the shipped example: what it reads is what is true of the phantom, within its own interval."""
+"""The shipped model on the shipped example: what it reads is what is true of the phantom, as surely as its intervals say."""
 
+import math
 from pathlib import Path
 
 import pydicom
@@ -33,15 +34,19 @@ def test_the_example_was_held_out_from_training(phantom: int) -> None:
     assert phantom in split_subjects(RUN.pairs.count, RUN.split).test
 
 
-def test_the_truth_of_the_example_lies_within_the_interval_of_what_is_read(
+def test_the_truth_of_the_example_lies_where_the_intervals_of_what_is_read_say(
     measurement: Measurement, phantom: int
 ) -> None:
     hips = make_targets(make_phantom(draw_subject(RUN.pairs.seed, phantom))).hips
     truth = {(hip.figures["side"], region): hip.figures["canonical"][region] for hip in hips for region in Region}
     read = [(hip.side, region) for hip in measurement.hips for region in hip.regions]
     assert len(read) == len(truth) == 8
+    beyond = []  # of the interval's half width, in logarithms: above 1 lies outside
     for side, region in read:
         assert region.status is Status.MEASURED, (side, region)
         estimate = region.areal_bmd_g_cm2
         assert estimate is not None and estimate.low is not None and estimate.high is not None
-        assert estimate.low < truth[side, region.region]["areal_bmd_g_cm2"] < estimate.high, (side, region.region)
+        error = math.log(truth[side, region.region]["areal_bmd_g_cm2"] / estimate.value)
+        beyond.append(abs(error) / math.log(estimate.high / estimate.value))
+    # Of eight intervals of 90 % all hold in four examples out of ten, six or more in 96 of 100.
+    assert sum(one > 1 for one in beyond) <= 2 and max(beyond) < 2, beyond
