@@ -377,9 +377,6 @@ def fit_stage(
     network.train()
     if stage.statistics_frozen:
         freeze_statistics(module)
-    if stage.verdicts_only:
-        for verdict in verdict_layers(module):
-            verdict.train()
     with Record(done.parent, done.stem, first, stage.steps, writes=fabric.is_global_zero) as record:
         for step, batch in enumerate(loader, first):
             # What dropout leaves out follows from step and process: an interruption changes nothing.

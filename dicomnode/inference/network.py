@@ -117,13 +117,34 @@ class Encoder(nn.Module):
         return self.context(x, technique), skips  # (b, widths[-1], coarsest)
 
 
+class RunningNorm(nn.Module):
+    """Removes mean and scale as they were over many batches, in training too: a small batch's own ones would be noise."""
+
+    mean: Tensor
+    variance: Tensor
+
+    def __init__(self, features: int, momentum: float = 0.02) -> None:
+        super().__init__()
+        self.momentum = momentum
+        self.register_buffer("mean", torch.zeros(features))
+        self.register_buffer("variance", torch.ones(features))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(b, features)."""
+        if self.training:
+            seen = x.detach()
+            self.mean.lerp_(seen.mean(0), self.momentum)
+            self.variance.lerp_((seen - self.mean).square().mean(0), self.momentum)
+        return (x - self.mean) / (self.variance + 1e-4).sqrt()
+
+
 class RegionalHead(nn.Module):
     """Logits from what is seen of each region. Normalised first: of figures with large means, small differences tell."""
 
-    def __init__(self, features: int, answers: int) -> None:
+    def __init__(self, features: int, answers: int, hidden: int = 64) -> None:
         super().__init__()
-        self.norm = nn.BatchNorm1d(features, affine=False)
-        self.mix = nn.Linear(features, answers)
+        self.norm = RunningNorm(features)
+        self.mix = nn.Sequential(nn.Linear(features, hidden), nn.ReLU(), nn.Linear(hidden, answers))
 
     def forward(self, regional: Tensor) -> Tensor:
         """(b, answers) from (b, features), see `regional_features`."""
