@@ -13,7 +13,7 @@ from dicomnode.domain.radiograph import Side
 from dicomnode.errors import BundleError, ConfigurationError
 from dicomnode.inference.bundle import load_bundle
 from dicomnode.inference.channels import CANONICAL, REGIONS
-from dicomnode.inference.network import SPREAD_RANGE, CanonicalHead, HipNet, NetworkShape, regional_width
+from dicomnode.inference.network import SPREAD_RANGE, CanonicalHead, HipNet, NetworkShape, RunningNorm, regional_width
 from dicomnode.inference.predictor import HipCandidate, Predictor, on_image, one_head_one_side, peak, peaks, sigmoid
 from dicomnode.inference.technique import FACTORS, TRAINED_KV, technique
 from tests.tiny_bundle import write_tiny_bundle
@@ -96,6 +96,18 @@ def test_no_input_makes_a_canonical_figure_s_spread_boundless() -> None:
     answer = head(torch.zeros(1, 16), torch.zeros(1, regional_width(4)))
     assert answer.shape == (1, 2, len(REGIONS), len(CANONICAL))
     assert (answer[:, 1] == SPREAD_RANGE[1]).all()
+
+
+def test_regions_are_normalised_by_what_many_batches_held_and_not_by_their_own() -> None:
+    torch.manual_seed(0)
+    norm, usual = RunningNorm(3, momentum=0.05), torch.tensor([5.0, -2.0, 0.0])
+    for _ in range(400):
+        norm(usual + 2 * torch.randn(8, 3))
+    beside = norm(usual + 2 * torch.tensor([[0.0, 1.0, -1.0]]))  # in training too, and alone
+    np.testing.assert_allclose(beside.numpy(), [[0.0, 1.0, -1.0]], atol=0.3)
+    before = norm.mean.clone()
+    norm.eval()(100 * torch.ones(8, 3))
+    assert torch.equal(norm.mean, before)
 
 
 def test_asking_for_cuda_without_a_gpu_is_an_error_that_says_what_to_set(folder: Path) -> None:
