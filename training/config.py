@@ -11,8 +11,8 @@ from dicomnode.errors import ConfigurationError
 PRECISIONS = ("auto", "32-true", "bf16-mixed")
 _HIPS_ONLY = ("mineral_scaled", "voltage_told", "atlas")
 """What a stage of a network that sees no single hip cannot have."""
-_MAPS_ONLY = ("gradient_correlation", "pelvis_mass", "adversarial", "fractures", "verdicts_only")
-"""What a stage of a network that draws no maps of a hip, and gives no verdicts on it, cannot have."""
+_DECOMPOSER_ONLY = ("gradient_correlation", "pelvis_mass", "adversarial", "fractures", "verdicts_only")
+"""What a stage of a network that neither draws maps of a hip nor says whether it may be measured cannot have."""
 BESIDE = ("atlas", "fractures")
 """Persons beside the phantoms: a table of a run, and a share of a stage, of the same name."""
 _WIDTH_STEP = 8
@@ -215,7 +215,7 @@ def check_network(
             raise ConfigurationError(
                 f"{place}.stages: verdicts_only leaves everything else as it is: set statistics_frozen = true too"
             )
-    for stage, option in product(network.stages, _HIPS_ONLY + _MAPS_ONLY):
+    for stage, option in product(network.stages, _HIPS_ONLY + _DECOMPOSER_ONLY):
         if getattr(stage, option) < 0:
             raise ConfigurationError(f"{place}.stages: {option} = {getattr(stage, option)} must not be negative")
         if getattr(stage, option) and not (sees_hips if option in _HIPS_ONLY else draws_maps):

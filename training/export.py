@@ -70,7 +70,7 @@ _EVEN_ODDS = 0.5
 _LIKELY_VIEW = 0.1
 """Simulated hips and other views lie far on either side of any limit (model 0.6.0, validation: 90 native hips at 0.9996 or above,
 30 frog-leg ones at 0.0001 or below). Hips of real anatomy, of which nothing was learned, lie between (one CT's: 0.39, with model
-0.7.0 0.16, with 0.8.0 0.99): what is nine times likelier another view is refused, the rest is measured, doubtful ones with a note
+0.7.0 0.16, with 0.8.1 0.99): what is nine times likelier another view is refused, the rest is measured, doubtful ones with a note
 (`plausibility.likeness_note`)."""
 _LEAST_METAL_CM2 = 0.5
 _VALIDATION_RADIOGRAPHS = 2

@@ -123,9 +123,9 @@ def make_pairs(
     """Make the pairs that are not there yet; an interrupted run goes on with the next shard.
 
     Args:
+        configuration: how many, and from which seed; of `FractureConfiguration` every hip is broken, see `population.broken`.
         progress: called with the number of subjects that were just finished (or found).
-        anatomy: folder of reference anatomy, see `training.anatomy.atlas`: the bones are then drawn from its shape model. With
-            `FractureConfiguration` every hip is broken instead, see `population.broken`.
+        anatomy: folder of reference anatomy, see `training.anatomy.atlas`: the bones are then drawn from its shape model.
 
     Raises:
         ValueError: the folder holds pairs of another seed, version or anatomy.

@@ -22,7 +22,7 @@ from dicomnode.inference import frame, intensity
 from dicomnode.inference.channels import CANONICAL, REGIONS
 from dicomnode.inference.network import HipNet, NetworkShape, Regressor, RegressorShape
 
-Net = TypeVar("Net", bound=torch.nn.Module)
+_Net = TypeVar("_Net", bound=torch.nn.Module)
 
 FORMAT = 5
 SHIPPED = Path(__file__).resolve().parent.parent / "models" / "hip"
@@ -173,7 +173,7 @@ def _network(document: dict[str, Any], tensors: dict[str, torch.Tensor], prefix:
     return _loaded(HipNet(shape), tensors, prefix)
 
 
-def _loaded(network: Net, tensors: dict[str, torch.Tensor], prefix: str) -> Net:
+def _loaded(network: _Net, tensors: dict[str, torch.Tensor], prefix: str) -> _Net:
     own = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
     try:
         network.load_state_dict(own)

@@ -20,6 +20,9 @@ _PLACE_FEATURES = 32
 _GRID = (8, 6)
 """Places at which the coarsest features are read: the frame lies on the femoral head, so that a place means a part of the bone."""
 _HIDDEN = 128
+_VERDICT_HIDDEN = 64
+_LEAST_VARIANCE = 1e-4
+"""Keeps a feature that hardly ever changes from being blown up; standard deviations in model 0.8.1 are 0.009 to 0.78."""
 
 
 @dataclass(frozen=True)
@@ -135,16 +138,16 @@ class RunningNorm(nn.Module):
             seen = x.detach()
             self.mean.lerp_(seen.mean(0), self.momentum)
             self.variance.lerp_((seen - self.mean).square().mean(0), self.momentum)
-        return (x - self.mean) / (self.variance + 1e-4).sqrt()
+        return (x - self.mean) / (self.variance + _LEAST_VARIANCE).sqrt()
 
 
 class RegionalHead(nn.Module):
     """Logits from what is seen of each region. Normalised first: of figures with large means, small differences tell."""
 
-    def __init__(self, features: int, answers: int, hidden: int = 64) -> None:
+    def __init__(self, features: int, answers: int) -> None:
         super().__init__()
         self.norm = RunningNorm(features)
-        self.mix = nn.Sequential(nn.Linear(features, hidden), nn.ReLU(), nn.Linear(hidden, answers))
+        self.mix = nn.Sequential(nn.Linear(features, _VERDICT_HIDDEN), nn.ReLU(), nn.Linear(_VERDICT_HIDDEN, answers))
 
     def forward(self, regional: Tensor) -> Tensor:
         """(b, answers) from (b, features), see `regional_features`."""

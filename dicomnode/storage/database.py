@@ -152,7 +152,10 @@ def _write_ahead(cursor: sqlite3.Cursor) -> None:
         try:
             cursor.execute("PRAGMA journal_mode = WAL")
         except sqlite3.OperationalError as error:
-            if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > give_up:
+            primary = (
+                error.sqlite_errorcode & 0xFF
+            )  # an extended code holds it in its lowest byte (sqlite.org/rescode.html)
+            if primary != sqlite3.SQLITE_BUSY or time.monotonic() > give_up:
                 raise
             time.sleep(WAL_RETRY_S)
         else:

@@ -270,6 +270,27 @@ def test_statistics_are_frozen_only_after_a_stage_that_found_them(tmp_path: Path
     assert load_run(wrong).decomposer.stages[0].statistics_frozen
 
 
+def test_verdicts_alone_are_learned_by_the_decomposer_and_with_its_statistics_frozen(tmp_path: Path) -> None:
+    wrong, shipped = tmp_path / "run.toml", SHIPPED_RUN.read_text()
+    wrong.write_text(shipped.replace("steps = 4200\n", "steps = 4200\nverdicts_only = true\n"))
+    with pytest.raises(ConfigurationError, match="set statistics_frozen = true too"):
+        load_run(wrong)
+    wrong.write_text(shipped.replace("steps = 3800\n", "steps = 3800\nfractures = 0.1\n"))
+    with pytest.raises(ConfigurationError, match=r"regressor\.stages: fractures is for the decomposer"):
+        load_run(wrong)
+
+
+@pytest.mark.parametrize("others", ["atlas", "fractures"])
+def test_a_stage_cannot_draw_from_persons_that_the_run_does_not_ask_for(tmp_path: Path, others: str) -> None:
+    lines = SHIPPED_RUN.read_text().splitlines()
+    table = next(number for number, line in enumerate(lines) if line.startswith(f"[{others}]"))
+    assert lines[table + 3] == ""  # count and seed, then the next table
+    wrong = tmp_path / "run.toml"
+    wrong.write_text("\n".join([*lines[:table], *lines[table + 3 :]]))
+    with pytest.raises(ConfigurationError, match=rf"persons of \[{others}\], which is absent"):
+        load_run(wrong)
+
+
 def test_a_network_too_narrow_for_the_library_is_refused(tmp_path: Path) -> None:
     wrong = tmp_path / "run.toml"
     wrong.write_text(SHIPPED_RUN.read_text().replace("widths = [16,", "widths = [12,", 1))

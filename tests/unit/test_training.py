@@ -3,7 +3,6 @@
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -238,11 +237,8 @@ def test_broken_persons_are_stored_apart_and_learned_from_as_broken(tmp_path: Pa
     with pytest.raises(ValueError, match="broken"):
         make_pairs(PairsConfiguration(count=1, seed=2), tmp_path / "fractures")
 
-    def drawn(share: float) -> list[dict[str, Any]]:
-        hips = HipExamples(fractures, np.arange(2), 1, Stage(1, 1e-3, fractures=share), {"fractures": fractures})
-        return [hips[number] for number in range(12)]
-
-    examples = drawn(1.0)
+    hips = HipExamples(fractures, np.arange(2), 1, Stage(1, 1e-3, fractures=1.0), {"fractures": fractures})
+    examples = [hips[number] for number in range(12)]
     known = [one["fracture"] for one in examples if np.isfinite(one["fracture"])]
     assert known and all(value == 1 for value in known)
     assert not any(one["canonical_weight"].any() for one in examples)  # a broken bone has no figures to learn
