@@ -25,7 +25,7 @@ from dicomnode.config import (
     ApplicationEntity,
     Configuration,
 )
-from dicomnode.domain.measurement import Assessment, Estimate, Measurement, ModelIdentity, Region
+from dicomnode.domain.measurement import Assessment, Estimate, Measurement, ModelIdentity, Region, TrainingData
 from dicomnode.domain.radiograph import Patient, Radiograph
 from dicomnode.domain.reporting import ReportSettings
 from dicomnode.errors import CannotUnderstand, ConfigurationError, NotMeasurable
@@ -196,7 +196,7 @@ class Composition:
 
     def _assess(self, region: Region, areal_bmd_g_cm2: Estimate, patient: Patient) -> Assessment:
         # A simulation knows no densitometer: only a model that was fitted to one may claim its scale.
-        on_dxa_scale = not self.model.trained_on_simulation
+        on_dxa_scale = self.model.trained_on is TrainingData.REAL
         return self.references.assess(region, areal_bmd_g_cm2, patient, on_dxa_scale=on_dxa_scale)
 
     def _curves(self, patient: Patient) -> dict[Region, Any]:

@@ -36,11 +36,12 @@ from dicomnode.domain.measurement import (
     Region,
     RegionMeasurement,
     Status,
+    TrainingData,
 )
 from dicomnode.domain.radiograph import Side
 from dicomnode.services.worker import Encoded
 
-MODEL = ModelIdentity("fake", "1", "f" * 64, trained_on_simulation=True)
+MODEL = ModelIdentity("fake", "1", "f" * 64, trained_on=TrainingData.SIMULATED)
 KINDS = {"structured_report": ComprehensiveSRStorage, "secondary_capture": SecondaryCaptureImageStorage}
 
 

@@ -21,6 +21,7 @@ from dicomnode.domain.measurement import (
     Region,
     RegionMeasurement,
     Status,
+    TrainingData,
 )
 from dicomnode.domain.radiograph import Side
 from dicomnode.domain.reference import ReferenceCurve
@@ -30,7 +31,7 @@ ROWS, COLUMNS = 1400, 1720
 DETECTOR_SPACING_MM = 0.25
 MAGNIFICATION = 1.15
 SOURCE_UID = "1.2.826.0.1.3680043.8.498.20250101.1"
-MODEL = ModelIdentity("proximal femur decomposition", "0.1.0", "a" * 64, trained_on_simulation=True)
+MODEL = ModelIdentity("proximal femur decomposition", "0.1.0", "a" * 64, trained_on=TrainingData.SIMULATED)
 CONFIGURATION_DIGEST = "c" * 64
 CURVE = ReferenceCurve(
     "Invented population, women, total hip",

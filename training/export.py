@@ -321,6 +321,7 @@ def _document(
             "python": platform.python_version(),
             "data": _data(run.pairs.count, beside, real),
             "atlas": str(ATLAS_SOURCE) if "atlas" in beside else None,
+            "fractures": "fractures" in beside,
             "sources": [PHANTOM_SOURCE, *(ATLAS_SOURCES if "atlas" in beside else [])],
             **({} if real is None else {"real": _parts(real)}),
         },

@@ -57,7 +57,7 @@ What became of each kind of hip, judged by the total hip:
 {_whole(figures["whole_radiographs"])}
 {_real(figures.get("real"))}## Known limits
 - Simulated people are simpler than real ones: no osteoarthritis, no calcification, no clothing in what was learned from them.
-{_fractures(document)}
+{_fractures(provenance)}
 - Positions and densities of muscles are not decomposed.
 - Dose, tube, scatter, vendor, file size, body, mineral and pose move the figures: `python -m training ladders` shows by how much
   (for the shipped bundle: `evaluation/LADDERS.md`).
@@ -68,8 +68,8 @@ numpy {provenance["numpy"]}, Python {provenance["python"]}. Weights SHA-256 `{do
 """
 
 
-def _fractures(document: dict[str, Any]) -> str:
-    if document["provenance"]["run"].get("fractures") is None:
+def _fractures(provenance: dict[str, Any]) -> str:
+    if not provenance["fractures"]:
         return "- Nothing was learned of fractures: a broken hip is measured; the ladders show what is made of it."
     return "- Of fractures, displaced ones alone were learned: they are refused where they are recognised, all others are measured."
 

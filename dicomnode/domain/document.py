@@ -10,7 +10,7 @@ from dicomnode.domain.measurement import (
     RegionMeasurement,
 )
 
-FORMAT = 2
+FORMAT = 3
 INTERVAL_PERCENT = 90
 """Coverage of every interval (`domain.measurement.Estimate`)."""
 UNITS = {
@@ -34,7 +34,7 @@ def document(measurement: Measurement) -> dict[str, Any]:
             "name": measurement.model.name,
             "version": measurement.model.version,
             "sha256": measurement.model.digest,
-            "trained_on_simulated_radiographs": measurement.model.trained_on_simulation,
+            "trained_on": measurement.model.trained_on.value,
         },
         "notes": list(measurement.notes),
     }

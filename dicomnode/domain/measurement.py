@@ -136,6 +136,15 @@ class HipMeasurement:
     notes: tuple[str, ...] = ()
 
 
+class TrainingData(StrEnum):
+    """What the weights of a model were learned from."""
+
+    SIMULATED = "simulated"
+    SIMULATED_AND_REAL = "simulated_and_real"
+    """Simulated radiographs, and those of a hospital's own patients."""
+    REAL = "real"
+
+
 @dataclass(frozen=True)
 class ModelIdentity:
     """Which model gave the figures; TID 4019 Algorithm Identification is filled from it."""
@@ -144,8 +153,8 @@ class ModelIdentity:
     version: str
     digest: str
     """SHA-256 (hex) over the bundle's files."""
-    trained_on_simulation: bool
-    """True: every report and overlay says that the model was trained on simulated radiographs."""
+    trained_on: TrainingData
+    """Every report and overlay says so of a model that simulated radiographs had a part in."""
 
 
 @dataclass(frozen=True)

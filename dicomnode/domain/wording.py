@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
-from dicomnode.domain.measurement import Reason, Region
+from dicomnode.domain.measurement import Reason, Region, TrainingData
 from dicomnode.domain.radiograph import Side
 
 
@@ -35,9 +35,9 @@ class Wording:
     measured: str
     limitation: str
     """What stands in every result unless the configuration says it in other words."""
-    simulated_training: str
-    """One sentence for reports."""
-    simulated_training_banner: str
+    training: Mapping[TrainingData, str]
+    """One sentence for reports; of what has none, nothing need be said."""
+    training_banner: Mapping[TrainingData, str]
     magnification: str
     areal_bmd: str
     bone_mineral_content: str
@@ -134,10 +134,28 @@ _ENGLISH = Wording(
         "Opportunistic estimate from a plain radiograph. It is not a DXA measurement, does not rule out low bone mineral density "
         "and must not be the sole basis of a diagnosis or a treatment decision; confirm by DXA where clinically indicated."
     ),
-    simulated_training=(
-        "The model was trained on simulated radiographs only; its accuracy on patients' radiographs has not been established."
+    training=MappingProxyType(
+        {
+            TrainingData.SIMULATED: (
+                "The model was trained on simulated radiographs only; its accuracy on patients' radiographs has not been"
+                " established."
+            ),
+            TrainingData.SIMULATED_AND_REAL: (
+                "The model was trained on simulated radiographs and on real ones of one hospital; its accuracy elsewhere has not"
+                " been established."
+            ),
+        }
     ),
-    simulated_training_banner="MODEL TRAINED ON SIMULATED X-RAYS \N{MIDDLE DOT} ACCURACY ON PATIENTS NOT ESTABLISHED",
+    training_banner=MappingProxyType(
+        {
+            TrainingData.SIMULATED: (
+                "MODEL TRAINED ON SIMULATED X-RAYS \N{MIDDLE DOT} ACCURACY ON PATIENTS NOT ESTABLISHED"
+            ),
+            TrainingData.SIMULATED_AND_REAL: (
+                "MODEL TRAINED IN PART ON SIMULATED X-RAYS \N{MIDDLE DOT} ACCURACY OUTSIDE OF ITS HOSPITAL NOT ESTABLISHED"
+            ),
+        }
+    ),
     magnification="Magnification",
     areal_bmd="aBMD",
     bone_mineral_content="BMC",
@@ -234,8 +252,20 @@ _JAPANESE = Wording(
         "単純X線像からの機会的な推定値です。DXAによる測定値ではなく、骨密度低下を否定するものではありません。"
         "この値のみで診断または治療方針を決定せず、臨床上必要な場合はDXAで確認してください。"
     ),
-    simulated_training="このモデルは模擬X線像のみで学習されており、患者のX線像での精度は確立されていません。",
-    simulated_training_banner="模擬X線像で学習したモデル \N{MIDDLE DOT} 患者での精度は未確立",
+    training=MappingProxyType(
+        {
+            TrainingData.SIMULATED: "このモデルは模擬X線像のみで学習されており、患者のX線像での精度は確立されていません。",
+            TrainingData.SIMULATED_AND_REAL: (
+                "このモデルは模擬X線像と一施設の実際のX線像で学習されており、他施設での精度は確立されていません。"
+            ),
+        }
+    ),
+    training_banner=MappingProxyType(
+        {
+            TrainingData.SIMULATED: "模擬X線像で学習したモデル \N{MIDDLE DOT} 患者での精度は未確立",
+            TrainingData.SIMULATED_AND_REAL: "模擬X線像と一施設のX線像で学習したモデル \N{MIDDLE DOT} 他施設での精度は未確立",
+        }
+    ),
     magnification="拡大率",
     areal_bmd="面積骨密度",
     bone_mineral_content="骨塩量",

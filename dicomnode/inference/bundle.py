@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from safetensors.torch import load_file
 
-from dicomnode.domain.measurement import ModelIdentity
+from dicomnode.domain.measurement import ModelIdentity, TrainingData
 from dicomnode.errors import BundleError
 from dicomnode.inference import frame, intensity
 from dicomnode.inference.channels import CANONICAL, REGIONS
@@ -101,7 +101,7 @@ def load_bundle(folder: Path = SHIPPED) -> Bundle:
             name=document["name"],
             version=document["version"],
             digest=_sha256(folder / "model.json"),
-            trained_on_simulation=document["trained_on_simulation"],
+            trained_on=_trained_on(document),
         ),
         locator=_network(document["networks"]["locator"], tensors, "locator."),
         decomposer=_network(document["networks"]["decomposer"], tensors, "decomposer."),
@@ -111,6 +111,13 @@ def load_bundle(folder: Path = SHIPPED) -> Bundle:
         intervals=Intervals(**document["intervals"]),
         document=document,
     )
+
+
+def _trained_on(document: dict[str, Any]) -> TrainingData:
+    if not document["trained_on_simulation"]:
+        return TrainingData.REAL
+    has_real = "real" in document.get("provenance", {})
+    return TrainingData.SIMULATED_AND_REAL if has_real else TrainingData.SIMULATED
 
 
 def frame_document() -> dict[str, float]:

@@ -183,9 +183,15 @@ class CanonicalHead(nn.Module):
             logarithms of their spreads.
         """
         anchor = regional[:, -len(REGIONS) * len(CANONICAL) :].reshape(-1, len(REGIONS), len(CANONICAL))
-        answer = self.mix(torch.cat([coarse.float(), regional], 1))
+        with in_full_precision(regional):
+            answer = self.mix(torch.cat([coarse.float(), regional], 1))
         difference, spread = answer.reshape(-1, 2, len(REGIONS), len(CANONICAL)).unbind(1)
         return torch.stack([anchor + difference, spread.clamp(*SPREAD_RANGE)], 1)
+
+
+def in_full_precision(x: Tensor) -> torch.autocast:
+    """Figures are read to four digits, whatever the convolutions compute in."""
+    return torch.autocast(x.device.type, enabled=False)
 
 
 def regional_width(fine: int) -> int:
@@ -323,6 +329,7 @@ class Regressor(nn.Module):
         x = F.pixel_unshuffle(image, _UNSHUFFLE)  # (b, 16 * inputs, h/4, w/4)
         x = self.levels(self.level_0(self.stem(x)))  # (b, widths[-1], coarsest)
         places = F.adaptive_avg_pool2d(self.reduce(x), _GRID)  # (b, places' features, *grid)
-        answer = self.mix(torch.cat([places.flatten(1), technique], 1).float())
+        with in_full_precision(image):
+            answer = self.mix(torch.cat([places.flatten(1).float(), technique.float()], 1))
         difference, spread = answer.reshape(-1, 2, len(REGIONS), len(CANONICAL)).unbind(1)
         return torch.stack([self.centre + difference, spread.clamp(*SPREAD_RANGE)], 1)

@@ -8,7 +8,7 @@ from sqlalchemy import create_engine
 
 from dicomnode.bootstrap import PROGRAMS, Composition, executor_id, new_ae, open_peers, prepare, write_configuration
 from dicomnode.config import ApplicationEntity, load_configuration
-from dicomnode.domain.measurement import Estimate, Region
+from dicomnode.domain.measurement import Estimate, Region, TrainingData
 from dicomnode.domain.radiograph import Patient, Sex
 from dicomnode.errors import BundleError, ConfigurationError
 from dicomnode.services import sender
@@ -79,7 +79,7 @@ def test_a_simulation_trained_model_puts_its_proviso_beside_every_score(tmp_path
     composition = Composition(load_configuration(overrides=[f"worker.model_folder={bundle}"]))
     patient = Patient(Sex.FEMALE, age_years_stated=70.0)
     assessment = composition._assess(Region.TOTAL_HIP, Estimate(0.8), patient)
-    assert composition.model.trained_on_simulation
+    assert composition.model.trained_on is TrainingData.SIMULATED
     assert "DXA scale" in " ".join(assessment.notes)
     assert set(composition._curves(patient)) == {Region.TOTAL_HIP, Region.FEMORAL_NECK}
 

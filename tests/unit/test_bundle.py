@@ -9,11 +9,21 @@ import numpy as np
 import pytest
 import torch
 
+from dicomnode.domain.measurement import TrainingData
 from dicomnode.domain.radiograph import Side
 from dicomnode.errors import BundleError, ConfigurationError
 from dicomnode.inference.bundle import load_bundle
-from dicomnode.inference.channels import CANONICAL, REGIONS
-from dicomnode.inference.network import SPREAD_RANGE, CanonicalHead, HipNet, NetworkShape, RunningNorm, regional_width
+from dicomnode.inference.channels import CANONICAL, CHANNELS, REGIONS, VERDICTS
+from dicomnode.inference.network import (
+    SPREAD_RANGE,
+    CanonicalHead,
+    HipNet,
+    NetworkShape,
+    Regressor,
+    RegressorShape,
+    RunningNorm,
+    regional_width,
+)
 from dicomnode.inference.predictor import HipCandidate, Predictor, on_image, one_head_one_side, peak, peaks, sigmoid
 from dicomnode.inference.technique import FACTORS, TRAINED_KV, technique
 from tests.tiny_bundle import write_tiny_bundle
@@ -96,6 +106,28 @@ def test_no_input_makes_a_canonical_figure_s_spread_boundless() -> None:
     answer = head(torch.zeros(1, 16), torch.zeros(1, regional_width(4)))
     assert answer.shape == (1, 2, len(REGIONS), len(CANONICAL))
     assert (answer[:, 1] == SPREAD_RANGE[1]).all()
+
+
+def test_figures_are_read_in_full_precision_whatever_the_convolutions_compute_in() -> None:
+    torch.manual_seed(0)
+    decomposer = HipNet(NetworkShape(2, len(CHANNELS), (16, 24), len(VERDICTS), canonical=True)).eval()
+    regressor = Regressor(RegressorShape(2, (16, 24), len(FACTORS))).eval()
+    picture, told = torch.rand(2, 2, 64, 48), torch.zeros(2, len(FACTORS))
+    exact = decomposer(picture).canonical, regressor(picture, told)
+    with torch.autocast("cpu", torch.bfloat16):
+        mixed = decomposer(picture).canonical, regressor(picture, told)
+    for figures, same in zip(mixed, exact, strict=True):
+        assert figures.dtype == torch.float32
+        assert not torch.equal(figures, figures.bfloat16().float())
+        np.testing.assert_allclose(figures.detach(), same.detach(), atol=0.05)
+
+
+def test_what_a_bundle_was_trained_on_follows_from_what_it_says_of_its_making(folder: Path) -> None:
+    assert load_bundle(folder).identity.trained_on is TrainingData.SIMULATED
+    damage_json(lambda document: document.update(provenance={"real": {}}))(folder)
+    assert load_bundle(folder).identity.trained_on is TrainingData.SIMULATED_AND_REAL
+    damage_json(lambda document: document.update(trained_on_simulation=False))(folder)
+    assert load_bundle(folder).identity.trained_on is TrainingData.REAL
 
 
 def test_regions_are_normalised_by_what_many_batches_held_and_not_by_their_own() -> None:

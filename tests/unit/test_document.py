@@ -13,10 +13,11 @@ from dicomnode.domain.measurement import (
     Region,
     RegionMeasurement,
     Status,
+    TrainingData,
 )
 from dicomnode.domain.radiograph import Side
 
-MODEL = ModelIdentity("hip", "1.0", "ab" * 32, trained_on_simulation=True)
+MODEL = ModelIdentity("hip", "1.0", "ab" * 32, trained_on=TrainingData.SIMULATED)
 TOTAL = RegionMeasurement(
     Region.TOTAL_HIP,
     Status.MEASURED,
@@ -71,4 +72,4 @@ def test_what_is_not_measurable_has_a_reason_and_no_figure() -> None:
 def test_the_document_is_json_and_says_that_the_model_was_trained_on_simulation() -> None:
     read_back = json.loads(json.dumps(document(MEASURED), allow_nan=False))
     assert read_back == document(MEASURED)
-    assert read_back["model"]["trained_on_simulated_radiographs"] is True
+    assert read_back["model"]["trained_on"] == "simulated"

@@ -39,7 +39,7 @@ def test_a_radiograph_gives_report_overlay_picture_and_result(tmp_path: Path, co
     result = json.loads((tmp_path / "out" / "hip.result.json").read_text(encoding="utf-8"))
     assert result["status"] in ("measured", "not_measurable")
     assert result["source_sop_instance_uid"] == pydicom.dcmread(source).SOPInstanceUID
-    assert result["model"]["trained_on_simulated_radiographs"] is True
+    assert result["model"]["trained_on"] == "simulated"
     assert result["limitation"]
     report = pydicom.dcmread(tmp_path / "out" / "hip.sr.dcm")
     capture = pydicom.dcmread(tmp_path / "out" / "hip.sc.dcm")

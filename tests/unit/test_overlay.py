@@ -30,7 +30,7 @@ from dicomnode.dicom.overlay.style import (
     font_family,
 )
 from dicomnode.dicom.overlay.table import _figures
-from dicomnode.domain.measurement import Estimate, Measurement, Region, Status
+from dicomnode.domain.measurement import Estimate, Measurement, Region, Status, TrainingData
 from dicomnode.domain.radiograph import Patient, Sex, Side
 from dicomnode.domain.reference import ReferenceCurve
 from dicomnode.domain.reporting import ReportSettings
@@ -173,7 +173,9 @@ def test_identification_is_drawn_only_where_the_settings_say_so() -> None:
 def test_the_banner_stands_on_every_page_of_a_model_trained_on_simulation_and_on_no_other() -> None:
     for case in CASES:
         assert pixels_of(page(case)[60:104], WARNING, within=25).sum() > 1000
-    real = draw(replace(both_hips(), model=replace(MODEL, trained_on_simulation=False)))
+    partly = draw(replace(both_hips(), model=replace(MODEL, trained_on=TrainingData.SIMULATED_AND_REAL)))
+    assert pixels_of(partly[60:104], WARNING, within=25).sum() > 1000 and not np.array_equal(partly, page("both_hips"))
+    real = draw(replace(both_hips(), model=replace(MODEL, trained_on=TrainingData.REAL)))
     assert pixels_of(real[50:104], WARNING, within=25).sum() == 0
 
 

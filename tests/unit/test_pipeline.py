@@ -6,7 +6,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from dicomnode.domain.measurement import Assessment, Estimate, Measurement, ModelIdentity, Reason, Region, Status
+from dicomnode.domain.measurement import (
+    Assessment,
+    Estimate,
+    Measurement,
+    ModelIdentity,
+    Reason,
+    Region,
+    Status,
+    TrainingData,
+)
 from dicomnode.domain.object_plane import ASSUMED_MAGNIFICATION, object_plane
 from dicomnode.domain.radiograph import AcquisitionGeometry, Patient, Radiograph, Side
 from dicomnode.inference.bundle import Intervals
@@ -14,7 +23,7 @@ from dicomnode.inference.predictor import Decomposition, HipCandidate
 from dicomnode.pipeline import measure
 from tests.unit.test_plausibility import LIMITS, a_femur
 
-IDENTITY = ModelIdentity("fake", "1", "0" * 64, trained_on_simulation=True)
+IDENTITY = ModelIdentity("fake", "1", "0" * 64, trained_on=TrainingData.SIMULATED)
 GEOMETRY = AcquisitionGeometry(detector_spacing_mm=(0.2, 0.2), magnification_stated=1.2)
 
 

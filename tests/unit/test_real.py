@@ -24,6 +24,7 @@ from training.cases import QUANTITY_LABELS, RegionCase
 from training.config import HospitalConfiguration, PairsConfiguration, Stage, load_run
 from training.evaluate import summarise
 from training.evaluate_real import FEWEST_PATIENTS, evaluate_real, refit_intervals, summarise_real
+from training.export import _document
 from training.hospital.cases import decide, save_arrays, write_report
 from training.hospital.project import RealHip
 from training.hospital.report import Report, Status, Verdict
@@ -31,7 +32,8 @@ from training.losses import HipBatch, decomposition_loss
 from training.model_card import model_card
 from training.pairs import Pairs, load_pairs, make_pairs
 from training.projection.radiograph import reprocess
-from training.real import RealExamples, load_real, part_of
+from training.real import RealExamples, RealSplit, load_real, part_of
+from training.split import split_subjects
 from training.targets import SHAPE, canonical_logarithms
 from training.train import HipExamples, start_from
 
@@ -292,6 +294,7 @@ def test_the_model_card_says_how_many_patients_and_no_longer_phantoms_only() -> 
         "split": {"training": [0, 7], "validation": [8, 8], "test": [9, 9]},
         "real": {"training": count, "validation": count, "test": {"patients": 5, "hips": 5}},
         "sources": [],
+        "fractures": False,
         **dict.fromkeys(("commit", "torch", "numpy", "python", "data"), "x"),
     }
     document = {
@@ -304,6 +307,15 @@ def test_the_model_card_says_how_many_patients_and_no_longer_phantoms_only() -> 
     card = model_card(json.loads(json.dumps(document)))
     assert "simulated radiographs only" not in card
     assert "real radiographs of 30 patients" in card.split("## What it is")[0] and "5 held-out patients" in card
+    assert "Nothing was learned of fractures" in card
     assert (
         f"{real['agreement']['total_hip']['areal_bmd_g_cm2']['pearson_r']:.3f}" in card and "| A | total hip |" in card
     )
+
+
+def test_a_bundle_says_how_many_patients_had_a_part_in_it() -> None:
+    run = load_run(SHIPPED_RUN)
+    split, hip = split_subjects(run.pairs.count, run.split), a_hip("p1")
+    assert "real" not in _document(run, split, {}, None, "abc")["provenance"]
+    partly = _document(run, split, {}, RealSplit((hip,), (), ()), "abc")
+    assert partly["provenance"]["real"]["training"]["patients"] == 1

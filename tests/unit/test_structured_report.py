@@ -21,7 +21,7 @@ from dicomnode.clinical.scores import Classification
 from dicomnode.dicom import codes
 from dicomnode.dicom.equipment import Equipment
 from dicomnode.dicom.structured_report import MOST_POLYGON_POINTS, build_structured_report, closed_polygon
-from dicomnode.domain.measurement import Estimate, Measurement, Reason, Region, RegionMeasurement, Status
+from dicomnode.domain.measurement import Estimate, Measurement, Reason, Region, RegionMeasurement, Status, TrainingData
 from dicomnode.domain.radiograph import Side
 from dicomnode.domain.reporting import ReportSettings
 from dicomnode.domain.wording import LANGUAGES, wording
@@ -308,11 +308,13 @@ def test_limitation_and_training_on_simulation_stand_in_every_report() -> None:
     for case in CASES:
         evaluations = named(usual_report(case), codes.QUALITATIVE_EVALUATIONS)[0]
         assert texts(evaluations, codes.LIMITATION) == [wording("en").limitation]
-        assert texts(evaluations, codes.TRAINING_DATA) == [wording("en").simulated_training]
+        assert texts(evaluations, codes.TRAINING_DATA) == [wording("en").training[TrainingData.SIMULATED]]
 
 
 def test_a_model_trained_on_patients_is_not_called_simulated_and_a_site_words_its_own_limitation() -> None:
-    measurement = replace(both_hips(), model=replace(MODEL, trained_on_simulation=False))
+    partly = report(replace(both_hips(), model=replace(MODEL, trained_on=TrainingData.SIMULATED_AND_REAL)))
+    assert "of one hospital" in texts(partly, codes.TRAINING_DATA)[0]
+    measurement = replace(both_hips(), model=replace(MODEL, trained_on=TrainingData.REAL))
     result = report(measurement, settings=ReportSettings(limitation="Not for diagnosis here."))
     assert named(result, codes.TRAINING_DATA) == []
     assert texts(result, codes.LIMITATION) == ["Not for diagnosis here."]

@@ -378,8 +378,8 @@ def _gaussian_matrix(size: int, sigma_px: float) -> NDArray[np.float32]:
     kernel = np.exp(-0.5 * distances**2)
     # Nothing in single precision, but subnormal numbers make the products ten times slower.
     kernel[kernel < 1e-20] = 0.0
-    index = np.arange(size)
-    matrix = kernel[np.abs(index[:, None] - index[None, :])]
+    both_sides = np.concatenate([kernel[:0:-1], kernel])
+    matrix = np.lib.stride_tricks.sliding_window_view(both_sides, size)[::-1]  # row r: the kernel around r
     return np.asarray(matrix / matrix.sum(axis=1, keepdims=True), np.float32)
 
 
