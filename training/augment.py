@@ -43,7 +43,7 @@ _MOST_TURN_DEG = 8.0
 _ZOOM = (0.93, 1.07)
 _IS_AREA = np.array([unit == "cm2" for _, unit in CANONICAL])
 _IS_PART = {region: np.isin(np.arange(256), LABELS_OF_REGION[region]) for region in REGIONS}
-"""Of each region, by label."""
+"""Of each region, by label (uint8)."""
 
 
 @dataclass(frozen=True)

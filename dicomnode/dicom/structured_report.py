@@ -504,7 +504,7 @@ def _evaluations_of_image(
     ]
     items += [_text(name, text) for name, text in _explanation(subject.words, measurement.reason, measurement.detail)]
     items.append(_text(codes.LIMITATION, settings.limitation_sentence))
-    if (sentence := subject.words.training.get(measurement.model.trained_on)) is not None:
+    if (sentence := subject.words.trained_on.get(measurement.model.trained_on)) is not None:
         items.append(_text(codes.TRAINING_DATA, sentence))
     if measurement.status is Status.MEASURED:
         items.append(_text(codes.COMMENT, subject.words.canonical_pose))

@@ -35,9 +35,9 @@ class Wording:
     measured: str
     limitation: str
     """What stands in every result unless the configuration says it in other words."""
-    training: Mapping[TrainingData, str]
+    trained_on: Mapping[TrainingData, str]
     """One sentence for reports; of what has none, nothing need be said."""
-    training_banner: Mapping[TrainingData, str]
+    trained_on_banner: Mapping[TrainingData, str]
     magnification: str
     areal_bmd: str
     bone_mineral_content: str
@@ -134,7 +134,7 @@ _ENGLISH = Wording(
         "Opportunistic estimate from a plain radiograph. It is not a DXA measurement, does not rule out low bone mineral density "
         "and must not be the sole basis of a diagnosis or a treatment decision; confirm by DXA where clinically indicated."
     ),
-    training=MappingProxyType(
+    trained_on=MappingProxyType(
         {
             TrainingData.SIMULATED: (
                 "The model was trained on simulated radiographs only; its accuracy on patients' radiographs has not been"
@@ -146,7 +146,7 @@ _ENGLISH = Wording(
             ),
         }
     ),
-    training_banner=MappingProxyType(
+    trained_on_banner=MappingProxyType(
         {
             TrainingData.SIMULATED: (
                 "MODEL TRAINED ON SIMULATED X-RAYS \N{MIDDLE DOT} ACCURACY ON PATIENTS NOT ESTABLISHED"
@@ -252,7 +252,7 @@ _JAPANESE = Wording(
         "単純X線像からの機会的な推定値です。DXAによる測定値ではなく、骨密度低下を否定するものではありません。"
         "この値のみで診断または治療方針を決定せず、臨床上必要な場合はDXAで確認してください。"
     ),
-    training=MappingProxyType(
+    trained_on=MappingProxyType(
         {
             TrainingData.SIMULATED: "このモデルは模擬X線像のみで学習されており、患者のX線像での精度は確立されていません。",
             TrainingData.SIMULATED_AND_REAL: (
@@ -260,7 +260,7 @@ _JAPANESE = Wording(
             ),
         }
     ),
-    training_banner=MappingProxyType(
+    trained_on_banner=MappingProxyType(
         {
             TrainingData.SIMULATED: "模擬X線像で学習したモデル \N{MIDDLE DOT} 患者での精度は未確立",
             TrainingData.SIMULATED_AND_REAL: "模擬X線像と一施設のX線像で学習したモデル \N{MIDDLE DOT} 他施設での精度は未確立",

@@ -20,22 +20,9 @@ def informative(image: NDArray[np.float32], inside: NDArray[np.bool_]) -> NDArra
     if not inside.any():
         return inside
     low, high = np.percentile(image[inside], (1, 99))
-    spread = -_lowest_around(-image) - _lowest_around(image)
+    spread = ndimage.maximum_filter(image, _FLAT_WINDOW_PX) - ndimage.minimum_filter(image, _FLAT_WINDOW_PX)
     flat = ndimage.binary_dilation(spread <= _FLAT_FRACTION * (high - low), iterations=_FLAT_WINDOW_PX // 2)
     return np.asarray(inside & ~flat, bool)
-
-
-def _lowest_around(image: NDArray[np.float32]) -> NDArray[np.float32]:
-    """The least of each pixel's 7 x 7 window, in three steps per axis (of 2, 4 and 7 pixels): several times faster than a filter
-    of any size, and training asks it of every example."""
-    reach = _FLAT_WINDOW_PX // 2
-    for axis in (0, 1):
-        padded = np.pad(image, [(reach, reach) if each == axis else (0, 0) for each in (0, 1)], constant_values=np.inf)
-        along = np.moveaxis(padded, axis, 0)
-        along = np.minimum(along[:-1], along[1:])
-        along = np.minimum(along[:-2], along[2:])
-        image = np.moveaxis(np.minimum(along[:-3], along[3:]), 0, axis)
-    return image
 
 
 def standardise(image: NDArray[np.float32], inside: NDArray[np.bool_]) -> NDArray[np.float32]:

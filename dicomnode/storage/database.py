@@ -152,9 +152,8 @@ def _write_ahead(cursor: sqlite3.Cursor) -> None:
         try:
             cursor.execute("PRAGMA journal_mode = WAL")
         except sqlite3.OperationalError as error:
-            primary = (
-                error.sqlite_errorcode & 0xFF
-            )  # an extended code holds it in its lowest byte (sqlite.org/rescode.html)
+            # An extended result code holds the primary one in its lowest byte (sqlite.org/rescode.html).
+            primary = error.sqlite_errorcode & 0xFF
             if primary != sqlite3.SQLITE_BUSY or time.monotonic() > give_up:
                 raise
             time.sleep(WAL_RETRY_S)

@@ -1,5 +1,6 @@
 """The composition root: first start, identities, and what is handed to whom."""
 
+import json
 import threading
 from pathlib import Path
 
@@ -74,12 +75,18 @@ def test_the_sender_reads_radiographs_as_they_were_received_and_reported(
     assert settings.undeclared_character_set == "ISO_IR 13"
 
 
-def test_a_simulation_trained_model_puts_its_proviso_beside_every_score(tmp_path: Path) -> None:
+@pytest.mark.parametrize("trained_on", [TrainingData.SIMULATED, TrainingData.SIMULATED_AND_REAL])
+def test_a_model_that_learned_from_simulation_puts_its_proviso_beside_every_score(
+    tmp_path: Path, trained_on: TrainingData
+) -> None:
     bundle = write_tiny_bundle(tmp_path / "bundle")
+    if trained_on is TrainingData.SIMULATED_AND_REAL:
+        document = json.loads((bundle / "model.json").read_text())
+        (bundle / "model.json").write_text(json.dumps({**document, "provenance": {"real": {}}}))
     composition = Composition(load_configuration(overrides=[f"worker.model_folder={bundle}"]))
     patient = Patient(Sex.FEMALE, age_years_stated=70.0)
     assessment = composition._assess(Region.TOTAL_HIP, Estimate(0.8), patient)
-    assert composition.model.trained_on is TrainingData.SIMULATED
+    assert composition.model.trained_on is trained_on
     assert "DXA scale" in " ".join(assessment.notes)
     assert set(composition._curves(patient)) == {Region.TOTAL_HIP, Region.FEMORAL_NECK}
 

@@ -2,9 +2,8 @@
 
 import numpy as np
 import pytest
-from scipy import ndimage
 
-from dicomnode.inference.intensity import _lowest_around, informative, standardise
+from dicomnode.inference.intensity import informative, standardise
 
 
 @pytest.fixture
@@ -46,9 +45,3 @@ def test_a_blank_image_gives_nothing_rather_than_noise() -> None:
     blank = np.full((64, 64), 7.0, np.float32)
     assert not informative(blank, np.ones(blank.shape, bool)).any()
     assert not standardise(blank, np.ones(blank.shape, bool)).any()
-
-
-@pytest.mark.parametrize("shape", [(120, 100), (7, 1), (2, 30)])
-def test_the_least_of_a_window_is_what_a_minimum_filter_finds(shape: tuple[int, int]) -> None:
-    image = np.random.default_rng(1).random(shape, np.float32)
-    np.testing.assert_array_equal(_lowest_around(image), ndimage.minimum_filter(image, 7))

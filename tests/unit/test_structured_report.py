@@ -308,7 +308,7 @@ def test_limitation_and_training_on_simulation_stand_in_every_report() -> None:
     for case in CASES:
         evaluations = named(usual_report(case), codes.QUALITATIVE_EVALUATIONS)[0]
         assert texts(evaluations, codes.LIMITATION) == [wording("en").limitation]
-        assert texts(evaluations, codes.TRAINING_DATA) == [wording("en").training[TrainingData.SIMULATED]]
+        assert texts(evaluations, codes.TRAINING_DATA) == [wording("en").trained_on[TrainingData.SIMULATED]]
 
 
 def test_a_model_trained_on_patients_is_not_called_simulated_and_a_site_words_its_own_limitation() -> None:

@@ -14,6 +14,7 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+from scipy.linalg import toeplitz
 from scipy.optimize import nnls
 
 from dicomnode.inference.technique import TRAINED_KV
@@ -378,8 +379,7 @@ def _gaussian_matrix(size: int, sigma_px: float) -> NDArray[np.float32]:
     kernel = np.exp(-0.5 * distances**2)
     # Nothing in single precision, but subnormal numbers make the products ten times slower.
     kernel[kernel < 1e-20] = 0.0
-    both_sides = np.concatenate([kernel[:0:-1], kernel])
-    matrix = np.lib.stride_tricks.sliding_window_view(both_sides, size)[::-1]  # row r: the kernel around r
+    matrix = toeplitz(kernel)
     return np.asarray(matrix / matrix.sum(axis=1, keepdims=True), np.float32)
 
 

@@ -66,7 +66,7 @@ def render_overlay(
     family, words, limitation = _language(settings)
     sheet = Sheet(WIDTH_PX, HEIGHT_PX, family)
     _draw_head(sheet, measurement, words, identification if settings.burn_in_identification else "")
-    top = 116 if measurement.model.trained_on in words.training_banner else 70
+    top = 116 if measurement.model.trained_on in words.trained_on_banner else 70
     remarks = _remarks(measurement, references, words) if measurement.status is Status.MEASURED else measurement.notes
     foot_top = _draw_foot(sheet, limitation, " ".join(remarks))
     body = Box(MARGIN_PX, top, WIDTH_PX - 2 * MARGIN_PX, foot_top - 12 - top)
@@ -152,12 +152,12 @@ def _draw_head(sheet: Sheet, measurement: Measurement, words: Wording, identific
     )
     if identification:
         ground.text(right, 48, identification, 15, TEXT, across="right")
-    if model.trained_on in words.training_banner:
+    if model.trained_on in words.trained_on_banner:
         banner = Box(MARGIN_PX, 66, WIDTH_PX - 2 * MARGIN_PX, 34)
         ground.panel(banner, colour=WARNING_GROUND, edge=WARNING, radius_px=5)
         centre = banner.x + banner.width / 2
         ground.text(
-            centre, banner.y + 17, words.training_banner[model.trained_on], 15, WARNING, bold=True, across="center"
+            centre, banner.y + 17, words.trained_on_banner[model.trained_on], 15, WARNING, bold=True, across="center"
         )
 
 
