@@ -42,8 +42,6 @@ _MOST_SHIFT_MM = 15.0
 _MOST_TURN_DEG = 8.0
 _ZOOM = (0.93, 1.07)
 _IS_AREA = np.array([unit == "cm2" for _, unit in CANONICAL])
-_IS_PART = {region: np.isin(np.arange(256), LABELS_OF_REGION[region]) for region in REGIONS}
-"""Of each region, by label (uint8)."""
 
 
 @dataclass(frozen=True)
@@ -240,7 +238,7 @@ def _is_broken(labels: NDArray[np.uint8], field: NDArray[np.bool_], broken: bool
 
 
 def _is_seen(labels: NDArray[np.uint8], field: NDArray[np.bool_], region: Region) -> bool:
-    mask = _IS_PART[region][labels]
+    mask = np.isin(labels, [int(label) for label in LABELS_OF_REGION[region]])
     return bool(mask.any() and not (mask & ~field).any())
 
 
@@ -292,13 +290,13 @@ def _similarity(angle: float, scale: float, shift_px: NDArray[np.float64]) -> ND
 def _transform(
     planes: NDArray[np.float32], labels: NDArray[np.uint8], matrix: NDArray[np.float64]
 ) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
-    columns, rows = np.arange(frame.COLUMNS) - frame.HEAD_COLUMN, (np.arange(frame.ROWS) - frame.HEAD_ROW)[:, None]
+    rows, columns = np.meshgrid(
+        np.arange(frame.ROWS) - frame.HEAD_ROW, np.arange(frame.COLUMNS) - frame.HEAD_COLUMN, indexing="ij"
+    )
     x = matrix[0, 0] * columns + matrix[0, 1] * rows + matrix[0, 2] + frame.HEAD_COLUMN + MARGIN_PX
     y = matrix[1, 0] * columns + matrix[1, 1] * rows + matrix[1, 2] + frame.HEAD_ROW + MARGIN_PX
     height, width = labels.shape
-    places = np.empty((frame.ROWS, frame.COLUMNS, 2), np.float32)
-    places[..., 0], places[..., 1] = 2 * x / (width - 1) - 1, 2 * y / (height - 1) - 1
-    grid = torch.from_numpy(places)[None]
+    grid = torch.from_numpy(np.stack([2 * x / (width - 1) - 1, 2 * y / (height - 1) - 1], -1).astype(np.float32))[None]
     smooth = F.grid_sample(torch.from_numpy(planes)[None], grid, padding_mode="border", align_corners=True)[0].numpy()
     nearest = F.grid_sample(
         torch.from_numpy(labels.astype(np.float32))[None, None],
