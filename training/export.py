@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from dicomnode.domain.measurement import Region
 from dicomnode.errors import DicomNodeError
 from dicomnode.inference import intensity
-from dicomnode.inference.bundle import FORMAT, Intervals, Limits, frame_document, load_bundle
+from dicomnode.inference.bundle import FORMAT, Bundle, Intervals, Limits, frame_document, load_bundle
 from dicomnode.inference.channels import CANONICAL as STATED
 from dicomnode.inference.channels import CHANNELS, LOCATOR_CHANNELS, REGIONAL_VERDICTS, REGIONS, VERDICTS
 from dicomnode.inference.predictor import Predictor
@@ -104,7 +104,8 @@ def export(
     folder.mkdir(parents=True, exist_ok=True)
     commit = code_commit()  # before anything is written: the bundle itself must not make the tree dirty
     real = load_real(run.hospital)
-    document = _document(run, split, beside or {}, real, commit)
+    start = None if run.start is None else load_bundle(Path(run.start))
+    document = _document(run, split, beside or {}, real, commit, start)
     validate = partial(
         evaluate, pairs=pairs, subjects=split.validation, seed=run.seed, radiographs=_VALIDATION_RADIOGRAPHS
     )
@@ -293,8 +294,15 @@ def write_weights(files: Mapping[str, Path], path: Path, offsets: Mapping[str, N
 
 
 def _document(
-    run: RunConfiguration, split: Split, beside: Mapping[str, Pairs], real: RealSplit | None, commit: str
+    run: RunConfiguration,
+    split: Split,
+    beside: Mapping[str, Pairs],
+    real: RealSplit | None,
+    commit: str,
+    start: Bundle | None = None,
 ) -> dict[str, Any]:
+    sources = [PHANTOM_SOURCE, *(ATLAS_SOURCES if "atlas" in beside else [])]
+    begun = None if start is None else _start(start)
     return {
         "format": FORMAT,
         "name": run.name,
@@ -319,16 +327,30 @@ def _document(
             "torch": torch.__version__,
             "numpy": np.__version__,
             "python": platform.python_version(),
-            "data": _data(run.pairs.count, beside, real),
+            "data": _data(run.pairs.count, beside, real, begun),
             "atlas": str(ATLAS_SOURCE) if "atlas" in beside else None,
             "fractures": "fractures" in beside,
-            "sources": [PHANTOM_SOURCE, *(ATLAS_SOURCES if "atlas" in beside else [])],
+            "sources": sources + [one for one in (begun or {}).get("sources", []) if one not in sources],
+            "start": begun,
             **({} if real is None else {"real": _parts(real)}),
         },
     }
 
 
-def _data(phantoms: int, beside: Mapping[str, Pairs], real: RealSplit | None) -> str:
+def _start(bundle: Bundle) -> dict[str, Any]:
+    """What the weights had learned before this run: a card that said nothing of it would be wrong."""
+    provenance, document = bundle.document["provenance"], bundle.document
+    return {
+        "name": document["name"],
+        "version": document["version"],
+        "weights_sha256": document["weights_sha256"],
+        "trained_on": bundle.identity.trained_on.value,
+        "data": provenance["data"],
+        "sources": provenance["sources"],
+    }
+
+
+def _data(phantoms: int, beside: Mapping[str, Pairs], real: RealSplit | None, begun: dict[str, Any] | None) -> str:
     parts = [f"{phantoms} parametric phantoms"]
     if "fractures" in beside:
         parts.append(f"{beside['fractures'].count} phantoms with fractures")
@@ -338,7 +360,10 @@ def _data(phantoms: int, beside: Mapping[str, Pairs], real: RealSplit | None) ->
         )
     if real is not None:
         parts.append(f"real hips of {count_patients(real.training)} patients")
-    return ", ".join(parts) + ("; no patient data" if real is None else "")
+    if begun is not None:
+        parts.append(f"weights of {begun['name']} {begun['version']}, which came from {begun['data']}")
+    # A start that knew no patients says so itself.
+    return ", ".join(parts) + ("; no patient data" if real is None and begun is None else "")
 
 
 def _parts(real: RealSplit) -> dict[str, dict[str, int]]:

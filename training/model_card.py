@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from dicomnode.domain.measurement import TrainingData
 from training.cases import QUANTITY_LABELS
 
 
@@ -95,6 +96,12 @@ def _told(document: dict[str, Any]) -> str:
 
 def _first_words(provenance: dict[str, Any]) -> str:
     if "real" not in provenance:
+        start = provenance.get("start")
+        if start is not None and start["trained_on"] != TrainingData.SIMULATED:
+            return (
+                f"Trained and evaluated on simulated radiographs, but begun with the weights of {start['name']} {start['version']},"
+                "\nwhich had learned from real radiographs of one hospital too. No figure below says anything about patients."
+            )
         return "Trained and evaluated on simulated radiographs only. No figure below says anything about patients."
     trained, tested = (provenance["real"][part]["patients"] for part in ("training", "test"))
     return (

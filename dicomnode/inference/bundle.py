@@ -116,7 +116,10 @@ def load_bundle(folder: Path = SHIPPED) -> Bundle:
 def _trained_on(document: dict[str, Any]) -> TrainingData:
     if not document["trained_on_simulation"]:
         return TrainingData.REAL
-    has_real = "real" in document.get("provenance", {})
+    provenance = document.get("provenance", {})
+    # Weights keep what they have learned, whatever is learned afterwards.
+    start = (provenance.get("start") or {}).get("trained_on", TrainingData.SIMULATED)
+    has_real = "real" in provenance or start != TrainingData.SIMULATED
     return TrainingData.SIMULATED_AND_REAL if has_real else TrainingData.SIMULATED
 
 

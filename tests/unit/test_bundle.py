@@ -124,6 +124,10 @@ def test_what_a_bundle_was_trained_on_follows_from_what_it_says_of_its_making(fo
     assert load_bundle(folder).identity.trained_on is TrainingData.SIMULATED
     damage_json(lambda document: document.update(provenance={"real": {}}))(folder)
     assert load_bundle(folder).identity.trained_on is TrainingData.SIMULATED_AND_REAL
+    damage_json(lambda document: document.update(provenance={"start": {"trained_on": "simulated"}}))(folder)
+    assert load_bundle(folder).identity.trained_on is TrainingData.SIMULATED
+    damage_json(lambda document: document.update(provenance={"start": {"trained_on": "simulated_and_real"}}))(folder)
+    assert load_bundle(folder).identity.trained_on is TrainingData.SIMULATED_AND_REAL
     damage_json(lambda document: document.update(trained_on_simulation=False))(folder)
     assert load_bundle(folder).identity.trained_on is TrainingData.REAL
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from dicomnode.domain.measurement import Region
+from dicomnode.domain.measurement import Region, TrainingData
 from dicomnode.errors import ConfigurationError
 from dicomnode.inference import frame
 from dicomnode.inference.bundle import Intervals, load_bundle
@@ -29,7 +29,7 @@ from training.hospital.cases import decide, save_arrays, write_report
 from training.hospital.project import RealHip
 from training.hospital.report import Report, Status, Verdict
 from training.losses import HipBatch, decomposition_loss
-from training.model_card import model_card
+from training.model_card import _first_words, model_card
 from training.pairs import Pairs, load_pairs, make_pairs
 from training.projection.radiograph import reprocess
 from training.real import RealExamples, RealSplit, load_real, part_of
@@ -311,6 +311,23 @@ def test_the_model_card_says_how_many_patients_and_no_longer_phantoms_only() -> 
     assert (
         f"{real['agreement']['total_hip']['areal_bmd_g_cm2']['pearson_r']:.3f}" in card and "| A | total hip |" in card
     )
+
+
+def test_a_bundle_inherits_what_the_weights_that_it_began_with_had_learned(tmp_path: Path) -> None:
+    folder = write_tiny_bundle(tmp_path / "b")
+    earlier = load_bundle(folder)
+    learned = {"data": "real hips of 3 patients", "sources": [{"name": "a pelvis", "licence": "MPL-2.0"}]}
+    mixed = replace(
+        earlier,
+        identity=replace(earlier.identity, trained_on=TrainingData.SIMULATED_AND_REAL),
+        document={**earlier.document, "provenance": learned},
+    )
+    run = load_run(SHIPPED_RUN)
+    provenance = _document(run, split_subjects(run.pairs.count, run.split), {}, None, "abc", mixed)["provenance"]
+    assert provenance["start"]["trained_on"] == "simulated_and_real"
+    assert provenance["sources"][-1] == learned["sources"][0]
+    assert "real hips of 3 patients" in provenance["data"] and "no patient data" not in provenance["data"]
+    assert "had learned from real radiographs" in _first_words(provenance)
 
 
 def test_a_bundle_says_how_many_patients_had_a_part_in_it() -> None:
