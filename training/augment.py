@@ -19,7 +19,15 @@ from dicomnode.inference import frame
 from dicomnode.inference.channels import CANONICAL, LABELS_OF_REGION, REGIONS
 from dicomnode.inference.intensity import standardise
 from dicomnode.inference.technique import technique
-from training.projection.radiograph import Exposure, Metal, random_exposure, random_processing, reprocess, simulate
+from training.projection.radiograph import (
+    Exposure,
+    Metal,
+    VendorProcessing,
+    random_exposure,
+    random_processing,
+    reprocess,
+    simulate,
+)
 from training.targets import MARGIN_PX, scale_mineral
 
 METAL_G_CM2 = 0.5
@@ -254,9 +262,14 @@ def random_radiograph(
     materials: NDArray[np.float32], spacing_mm: float, rng: np.random.Generator
 ) -> tuple[NDArray[np.float32], Exposure]:
     """Take and process a radiograph of material maps under conditions drawn at random; its exposure comes with it."""
+    metal, exposure, processing = random_conditions(rng)
+    return simulate(materials, spacing_mm, exposure, processing, rng, metal), exposure
+
+
+def random_conditions(rng: np.random.Generator) -> tuple[Metal, Exposure, VendorProcessing]:
+    """Draw how a radiograph is taken and processed."""
     metal = list(Metal)[rng.integers(len(Metal))]
-    exposure = random_exposure(rng)
-    return simulate(materials, spacing_mm, exposure, random_processing(rng), rng, metal), exposure
+    return metal, random_exposure(rng), random_processing(rng)
 
 
 def _geometry(rng: np.random.Generator) -> NDArray[np.float64]:

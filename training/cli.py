@@ -18,6 +18,7 @@ from dicomnode.inference.bundle import SHIPPED, load_bundle
 from dicomnode.inference.predictor import Predictor
 from training.anatomy.ct import read_ct
 from training.anatomy.population import draw_subject
+from training.attribution import attribute, write_attributions
 from training.calibration.picture import draw_rods
 from training.calibration.report import calibration_table, write_calibration
 from training.calibration.rod_phantom import load_rod_phantom
@@ -100,7 +101,7 @@ def evaluate_command(
     output: Annotated[Path, typer.Option(help="Where figures.json, cases.csv and plots go.")] = Path("runs/evaluation"),
     whole: Whole = _WHOLE,
 ) -> None:
-    """Measure a bundle on the held-out phantoms of a run; prints agreement and draws scatter and Bland-Altman plots."""
+    """Measure a bundle on the held-out phantoms of a run: agreement, scatter and Bland-Altman plots, what the errors go with."""
     run = load_run(config)
     pairs = _load(run, folder)
     predictor = Predictor(load_bundle(bundle))
@@ -114,6 +115,7 @@ def evaluate_command(
         refitted = predictor.bundle.document["figures"].get("real", {}).get("intervals_from_real_hips", [])
         summary = replace(summary, real=summarise_real(of_real, real.test, predictor.bundle.intervals, refitted))
     write_evaluation(output, cases, summary)
+    write_attributions(attribute(cases, run.pairs.seed, run.seed), output)
     _print(summary, output)
 
 

@@ -76,12 +76,17 @@ def evaluate(
         list(product(pairs.hips_of(subjects).tolist(), range(radiographs))), "evaluate", unit="radiograph"
     ):
         hip = pairs.hip(number)
-        framed = taken_once(hip, np.random.default_rng((seed, 3, number, take)))
+        framed = taken_once(hip, taking(seed, number, take))
         decomposition = predictor.read(framed)
         kind = _kind(hip)
         readings.append(hip_reading(kind, decomposition))
         cases.extend(region_cases(hip.figures, kind, decomposition, predictor))
     return cases, readings
+
+
+def taking(seed: int, number: int, take: int = 0) -> np.random.Generator:
+    """What draws one radiograph of hip `number` of the pairs: the same conditions and noise each time."""
+    return np.random.default_rng((seed, 3, number, take))
 
 
 def taken_once(hip: HipPair, rng: np.random.Generator) -> FramedHip:
