@@ -103,7 +103,7 @@ def time_networks(file: Path, model: Path) -> NetworkTimes:
         read_s=_median_s(lambda: read_radiograph(file, limits)),
         locate_s=_median_s(lambda: predictor.locate(image, spacing_mm)),
         decompose_s=_median_s(
-            lambda: [predictor.decompose(image, spacing_mm, hip, radiograph.kilovolt) for hip in hips]
+            lambda: [predictor.decompose(image, spacing_mm, hip, radiograph.technique) for hip in hips]
         ),
         measure_s=_median_s(lambda: measure(radiograph, predictor, lambda *_: None)),
     )
@@ -132,7 +132,7 @@ def compare_engines(
         (bundle.decomposer.shape.inputs, frame.ROWS, frame.COLUMNS),
     )
     overview, crop = (noise.random((1, *shape), np.float32) for shape in shapes)
-    factors = technique(radiograph.kilovolt)[None]
+    factors = technique(radiograph.technique.kilovolt)[None]
     times = []
     for threads in ENGINE_THREADS if present else ():
         predictors = [Predictor(bundle, "cpu", threads)]

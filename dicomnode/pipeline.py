@@ -24,7 +24,7 @@ from dicomnode.inference.bundle import Intervals, Limits
 from dicomnode.inference.canonical import interval
 from dicomnode.inference.plausibility import check_hip, check_region, likeness_note
 from dicomnode.inference.predictor import Decomposition, HipCandidate, Predictor
-from dicomnode.inference.technique import technique_note
+from dicomnode.inference.technique import technique_notes
 
 Assess = Callable[[Region, Estimate, Patient], Assessment | None]
 """(region, areal BMD in g/cm2, patient) to what a clinician reads; None where the reference population lacks the region."""
@@ -61,7 +61,7 @@ def measure(radiograph: Radiograph, predictor: Predictor, assess: Assess) -> Mea
     ordered = sorted(candidates, key=lambda candidate: candidate.side is Side.LEFT)  # right first, as displayed
     hips = tuple(_measure_hip(radiograph, predictor, assess, plane, candidate) for candidate in ordered)
     measured = any(hip.status is Status.MEASURED for hip in hips)
-    doubts = tuple(note for note in (plane.note, technique_note(radiograph.kilovolt)) if note)
+    doubts = tuple(note for note in (plane.note, *technique_notes(radiograph.technique)) if note)
     return Measurement(
         source_sop_instance_uid=radiograph.sop_instance_uid,
         status=Status.MEASURED if measured else Status.NOT_MEASURABLE,
@@ -93,7 +93,7 @@ def _measure_hip(
 ) -> HipMeasurement:
     try:
         _check_laterality(radiograph, candidate)
-        decomposition = predictor.decompose(radiograph.image, plane.spacing_mm, candidate, radiograph.kilovolt)
+        decomposition = predictor.decompose(radiograph.image, plane.spacing_mm, candidate, radiograph.technique)
         check_hip(decomposition, predictor.bundle.limits)
     except NotMeasurable as error:
         return HipMeasurement(candidate.side, Status.NOT_MEASURABLE, error.reason, error.detail)

@@ -12,7 +12,7 @@ from dicomnode.inference import intensity
 from dicomnode.inference.bundle import FORMAT, frame_document
 from dicomnode.inference.channels import CANONICAL, CHANNELS, LOCATOR_CHANNELS, REGIONAL_VERDICTS, REGIONS, VERDICTS
 from dicomnode.inference.network import HipNet, NetworkShape, Regressor, RegressorShape
-from dicomnode.inference.technique import FACTORS
+from dicomnode.inference.technique import CORRECTED, FACTORS
 
 
 def write_tiny_bundle(folder: Path) -> Path:
@@ -54,6 +54,13 @@ def write_tiny_bundle(folder: Path) -> Path:
         "intensity_transform": intensity.VERSION,
         "networks": {name: asdict(network.shape) for name, network in networks.items()},
         "regressed": {region.value: {name: 0.5 for name, _ in CANONICAL} for region in REGIONS},
+        "usual_technique": dict.fromkeys(CORRECTED, 0.0),
+        "corrections": {
+            name: {
+                factor: {region.value: {one: 0.0 for one, _ in CANONICAL} for region in REGIONS} for factor in CORRECTED
+            }
+            for name in ("decomposer", "regressor")
+        },
         "limits": {
             "locator_score": 0.3,
             "anteroposterior_hip": 0.5,

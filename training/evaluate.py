@@ -8,7 +8,7 @@ import csv
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from numpy.typing import ArrayLike, NDArray
 from tqdm import tqdm
 
 from dicomnode.domain.measurement import Region
+from dicomnode.domain.radiograph import Technique
 from dicomnode.errors import NotMeasurable
 from dicomnode.inference import frame, regions
 from dicomnode.inference.bundle import Intervals
@@ -31,6 +32,7 @@ from training.augment import METAL_G_CM2, random_radiograph
 from training.cases import CANONICAL, PROJECTED, QUANTITY_LABELS, RegionCase
 from training.methods import MethodComparison, compare_methods, draw_methods
 from training.pairs import HipPair, Pairs
+from training.projection.radiograph import stated_technique
 from training.statistics import Agreement, agreement
 from training.targets import MARGIN_PX
 from training.whole import WholeCase
@@ -80,7 +82,7 @@ def evaluate(
         decomposition = predictor.read(framed)
         kind = _kind(hip)
         readings.append(hip_reading(kind, decomposition))
-        cases.extend(region_cases(hip.figures, kind, decomposition, predictor))
+        cases.extend(region_cases(hip.figures, kind, decomposition, predictor, framed.technique))
     return cases, readings
 
 
@@ -92,7 +94,7 @@ def taking(seed: int, number: int, take: int = 0) -> np.random.Generator:
 def taken_once(hip: HipPair, rng: np.random.Generator) -> FramedHip:
     """Take one random radiograph of a hip, and lay the measurement frame where the locator would."""
     image, exposure = random_radiograph(hip.materials.astype(np.float32), frame.SPACING_MM, rng)
-    return FramedHip(image, stored_from_frame(locator_error_px(rng)), exposure.kilovolt)
+    return FramedHip(image, stored_from_frame(locator_error_px(rng)), stated_technique(exposure))
 
 
 def stored_from_frame(offset_px: ArrayLike = (0, 0)) -> NDArray[np.float64]:
@@ -133,6 +135,7 @@ def region_cases(
     kind: str,
     decomposition: Decomposition,
     predictor: Predictor,
+    technique: Technique,
 ) -> Iterator[RegionCase]:
     """Compare each region with what is known of the hip: `index` of its subject, `side`, `canonical` and `regions`."""
     try:
@@ -162,6 +165,7 @@ def region_cases(
             spread=spread,
             decomposed=_values(decomposition, Method.DECOMPOSITION, region),
             regressed=_values(decomposition, Method.REGRESSION, region),
+            technique={name: float(value) for name, value in asdict(technique).items() if value is not None},
         )
 
 
@@ -296,8 +300,10 @@ def write_evaluation(folder: Path, cases: list[RegionCase], summary: Summary) ->
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "figures.json").write_text(json.dumps(summary.as_dict(), indent=1) + "\n", encoding="utf-8")
     with (folder / "cases.csv").open("w", newline="", encoding="utf-8") as file:
-        tables = {"truth": QUANTITY_LABELS, "prediction": QUANTITY_LABELS, "spread": CANONICAL} | dict.fromkeys(
-            ("decomposed", "regressed"), CANONICAL
+        tables = (
+            {"truth": QUANTITY_LABELS, "prediction": QUANTITY_LABELS, "spread": CANONICAL}
+            | dict.fromkeys(("decomposed", "regressed"), CANONICAL)
+            | {"technique": [one.name for one in fields(Technique)]}
         )
         plain = [one.name for one in fields(RegionCase) if one.name not in tables]
         writer = csv.writer(file)

@@ -39,11 +39,11 @@ def evaluate_real(
     readings: list[HipReading] = []
     for place, hip in enumerate(hips):
         placed = stored_from_frame(locator_error_px(np.random.default_rng((seed, 5, place))))
-        framed = FramedHip(hip.image.astype(np.float32), placed, hip.figures.get("kilovolt"), hip.inside)
+        framed = FramedHip(hip.image.astype(np.float32), placed, hip.technique, hip.inside)
         decomposition = predictor.read(framed)
         readings.append(hip_reading("native", decomposition))
         figures = {**hip.figures, "index": numbers[hip.figures["patient"]]}
-        cases.extend(region_cases(figures, "native", decomposition, predictor))
+        cases.extend(region_cases(figures, "native", decomposition, predictor, hip.technique))
     return cases, readings
 
 

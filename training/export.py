@@ -6,6 +6,7 @@ import platform
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, replace
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,8 @@ from dicomnode.inference.bundle import FORMAT, Bundle, Intervals, Limits, frame_
 from dicomnode.inference.channels import CANONICAL as STATED
 from dicomnode.inference.channels import CHANNELS, LOCATOR_CHANNELS, REGIONAL_VERDICTS, REGIONS, VERDICTS
 from dicomnode.inference.predictor import Predictor
-from dicomnode.inference.technique import FACTORS
+from dicomnode.inference.technique import CORRECTED, FACTORS
+from training.attribution import attribute, write_attributions
 from training.cases import CANONICAL, PROJECTED, RegionCase
 from training.config import RunConfiguration
 from training.evaluate import (
@@ -113,6 +115,12 @@ def export(
     as_trained = _weighed(folder, document, files, {}, np.zeros((len(REGIONS), len(STATED))))
     open_cases, _ = validate(_open(folder, as_trained))
     require_readings(open_cases)
+    corrections, usual = technique_corrections(open_cases)
+    document |= {
+        "usual_technique": usual,
+        "corrections": {network: _by_factor(table) for network, table in corrections.items()},
+    }
+    open_cases = [corrected_case(case, corrections, usual) for case in open_cases]
     document = _weighed(folder, document, files, systematic_errors(open_cases), regressed_shares(open_cases))
     opened = _open(folder, document)
     open_cases, readings = validate(opened)
@@ -132,6 +140,7 @@ def export(
         real_cases, _ = evaluate_real(predictor, real.test, run.seed)
         summary = replace(summary, real=summarise_real(real_cases, real.test, intervals, refitted))
     write_evaluation(folder / "evaluation", cases, summary)
+    write_attributions(attribute(cases, run.pairs.seed, run.seed), folder / "evaluation")
     _write(folder, document, limits, intervals, summary.as_dict())
     (folder / "MODEL_CARD.md").write_text(model_card(json.loads((folder / "model.json").read_text())), encoding="utf-8")
     return summary
@@ -158,10 +167,53 @@ def _by_region(table: NDArray[np.float64], digits: int) -> dict[str, dict[str, f
     }
 
 
+def _by_factor(table: NDArray[np.float64]) -> dict[str, dict[str, dict[str, float]]]:
+    return {factor: _by_region(values, 4) for factor, values in zip(CORRECTED, table, strict=True)}
+
+
 def _open(folder: Path, document: dict[str, Any]) -> Predictor:
     """Open the bundle as it is before it has limits and intervals."""
     _write(folder, document, _OPEN, Intervals({}, {}), {})
     return Predictor(load_bundle(folder))
+
+
+def technique_corrections(cases: list[RegionCase]) -> tuple[dict[str, NDArray[np.float64]], dict[str, float]]:
+    """What filter and phosphor shift, and the technique that shifts nothing.
+
+    Least squares of ln(truth / reading) over the factors, for each network by itself.
+
+    Returns:
+        Network -> (factors of `technique.CORRECTED`, regions, quantities) to add to its logarithms per unit of each factor; and
+        factor -> its mean over the radiographs, about which it counts.
+    """
+    read = [case for case in cases if case.kind == "native" and not case.refused and case.technique]
+    usual = {name: round(float(np.mean([case.technique[name] for case in read] or [0.0])), 4) for name in CORRECTED}
+    tables = {network: np.zeros((len(CORRECTED), len(REGIONS), len(STATED))) for network in _READ_BY}
+    for (network, part), (row, region) in product(_READ_BY.items(), enumerate(REGIONS)):
+        own = [case for case in read if case.region == region.value and getattr(case, part)]
+        if not own:
+            continue
+        factors = np.array([[case.technique[name] - usual[name] for name in CORRECTED] + [1.0] for case in own])
+        for column, (name, _) in enumerate(STATED):
+            errors = [np.log(case.truth[name] / getattr(case, part)[name]) for case in own]
+            # Where a factor was not varied nothing can be said of it: the least of all solutions has 0 there.
+            tables[network][:, row, column] = np.linalg.lstsq(factors, np.array(errors), rcond=1e-9)[0][:-1]
+    return tables, usual
+
+
+def corrected_case(
+    case: RegionCase, corrections: Mapping[str, NDArray[np.float64]], usual: Mapping[str, float]
+) -> RegionCase:
+    """The case as it would have been read with the corrections: what each network reads alone."""
+    departure = np.array([case.technique[name] - usual[name] if name in case.technique else 0.0 for name in CORRECTED])
+    row = [region.value for region in REGIONS].index(case.region)
+
+    def moved(network: str) -> dict[str, float]:
+        shifts = dict(zip((name for name, _ in STATED), departure @ corrections[network][:, row], strict=True))
+        read: dict[str, float] = getattr(case, _READ_BY[network])
+        return {name: value * float(np.exp(shifts.get(name, 0.0))) for name, value in read.items()}
+
+    return replace(case, decomposed=moved("decomposer"), regressed=moved("regressor"))
 
 
 def systematic_errors(cases: list[RegionCase]) -> dict[str, NDArray[np.float64]]:
@@ -312,6 +364,10 @@ def _document(
         "intensity_transform": intensity.VERSION,
         "channels": [{"name": name, "unit": unit} for name, unit in CHANNELS],
         "verdicts": [*VERDICTS, *REGIONAL_VERDICTS],
+        "usual_technique": dict.fromkeys(CORRECTED, 0.0),
+        "corrections": {
+            network: _by_factor(np.zeros((len(CORRECTED), len(REGIONS), len(STATED)))) for network in _READ_BY
+        },
         "technique": list(FACTORS),
         "canonical": [{"name": name, "unit": unit} for name, unit in STATED],
         "locator_channels": [{"name": name, "unit": unit} for name, unit in LOCATOR_CHANNELS],

@@ -89,8 +89,9 @@ def _told(document: dict[str, Any]) -> str:
     if not document["networks"]["decomposer"]["factors"]:
         return ""
     return (
-        "\nBeside the picture the network is told the tube voltage where the header states one (KVP, 0018,0060); the figures\n"
-        "below are for radiographs that state it."
+        "\nBeside the picture the network is told the tube voltage where the header states one (KVP, 0018,0060), and figures are\n"
+        "corrected for added copper and for a storage phosphor where the header states filter and detector (`corrections` in\n"
+        "model.json). The figures below are for radiographs that state all three."
     )
 
 

@@ -89,6 +89,6 @@ class RealExamples:
             hip.labels,
             canonical_logarithms(hip.figures["canonical"]),
             rng,
-            hip.figures.get("kilovolt"),
+            hip.technique.kilovolt,
             spoiled=spoiled,
         )

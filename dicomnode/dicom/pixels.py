@@ -1,5 +1,6 @@
 """One DICOM file in, one radiograph out: pixels the right way round, and what the header says of geometry and patient."""
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ from dicomnode.dicom.decoding import decode, lossy_compression, pixel_layout
 from dicomnode.dicom.grayscale import attenuation
 from dicomnode.dicom.reader import DEFAULT_LIMITS, EncodedObject, Limits, read_encoded
 from dicomnode.domain.measurement import Reason
-from dicomnode.domain.radiograph import AcquisitionGeometry, Patient, Radiograph, Sex, Side
+from dicomnode.domain.radiograph import AcquisitionGeometry, Patient, Radiograph, Sex, Side, Technique
 from dicomnode.errors import CannotUnderstand, NotMeasurable
 
 _RADIOGRAPH_MODALITIES = frozenset({"CR", "DX", "RG", "DR"})
@@ -22,6 +23,9 @@ _SPACING_RANGE_MM = (0.01, 2.0)
 _DISTANCE_RANGE_MM = (200.0, 5000.0)
 _VOLTAGE_RANGE_KV = (20.0, 160.0)
 """From mammography to high-kV chests; anything outside is a slip of unit (volts) or of the tag."""
+_MOST_COPPER_MM = 3.0
+"""More is no filter of diagnostic radiography, but another unit."""
+_WORDS_OF_COPPER = re.compile(r"(\d+(?:\.\d+)?)\s*(?:MM\s*)?CU\b")
 _MAGNIFICATION_RANGE = (1.0, 3.0)
 """Below 1 the patient would lie behind the detector."""
 
@@ -51,22 +55,21 @@ def read_radiograph(path: Path, limits: Limits = DEFAULT_LIMITS) -> Radiograph:
     stored, decoding_notes = decode(encoded, layout)
     image, grayscale_notes = attenuation(stored, layout, dataset)
     geometry, geometry_notes = _geometry(dataset)
-    voltage_notes: list[str] = []
-    kilovolt = _in_range(dataset, "KVP", _VOLTAGE_RANGE_KV, voltage_notes)
+    technique, technique_notes = _technique(dataset)
     return Radiograph(
         image=np.ascontiguousarray(image, dtype=np.float32),
         geometry=geometry,
         patient=_patient(dataset),
         sop_instance_uid=text(dataset, "SOPInstanceUID"),
         laterality_stated=_laterality(dataset),
-        kilovolt=kilovolt,
+        technique=technique,
         lossy=lossy_compression(dataset, encoded.transfer_syntax_uid) is True,
         notes=(
             *encoded.notes,
             *decoding_notes,
             *grayscale_notes,
             *geometry_notes,
-            *voltage_notes,
+            *technique_notes,
             *_orientation_notes(dataset),
         ),
     )
@@ -88,6 +91,40 @@ def _require_radiograph(dataset: Dataset) -> None:
         Reason.NOT_A_RADIOGRAPH,
         f"Modality is {modality[:16]!a}: expected a plain radiograph ({', '.join(sorted(_RADIOGRAPH_MODALITIES))})",
     )
+
+
+def _technique(dataset: Dataset) -> tuple[Technique, tuple[str, ...]]:
+    notes: list[str] = []
+    detector, modality = text(dataset, "DetectorType").upper(), text(dataset, "Modality").upper()
+    return Technique(
+        kilovolt=_in_range(dataset, "KVP", _VOLTAGE_RANGE_KV, notes),
+        copper_mm=_copper_mm(dataset),
+        storage_phosphor=detector == "STORAGE" if detector else True if modality == "CR" else None,
+    ), tuple(notes)
+
+
+def _copper_mm(dataset: Dataset) -> float | None:
+    """Added copper, by Filter Material with its thicknesses; where those are absent, by words like "0.1Cu 1Al" in Filter Type.
+
+    A filter whose thickness varies over the field says no one number.
+    """
+    kind = text(dataset, "FilterType").upper()
+    materials = [str(material).upper() for material in values(dataset, "FilterMaterial")]
+    if not materials:
+        stated = _WORDS_OF_COPPER.search(kind)
+        if stated is not None:
+            return _plausible_copper(float(stated[1]))
+        return 0.0 if kind == "NONE" else None
+    if "COPPER" not in materials:
+        return 0.0
+    place = materials.index("COPPER")
+    ends = [numbers(dataset, f"FilterThickness{end}") for end in ("Minimum", "Maximum")]
+    stated_mm = {thicknesses[place] for thicknesses in ends if len(thicknesses) == len(materials)}
+    return _plausible_copper(stated_mm.pop()) if len(stated_mm) == 1 else None
+
+
+def _plausible_copper(thickness_mm: float) -> float | None:
+    return thickness_mm if 0 <= thickness_mm <= _MOST_COPPER_MM else None
 
 
 def _geometry(dataset: Dataset) -> tuple[AcquisitionGeometry, tuple[str, ...]]:

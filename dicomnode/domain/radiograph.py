@@ -63,6 +63,23 @@ class AcquisitionGeometry:
 
 
 @dataclass(frozen=True)
+class Technique:
+    """How a radiograph was taken, as its header states it; None where it states nothing usable."""
+
+    kilovolt: float | None = None
+    """Tube voltage, KVP (0018,0060)."""
+    copper_mm: float | None = None
+    """Copper that was added to the tube's own filtration: X-Ray Filtration Module, PS3.3 C.8.7.10. 0 where filters are stated and
+    none is of copper."""
+    storage_phosphor: bool | None = None
+    """Whether the detector is a storage phosphor (computed radiography): Detector Type (0018,7004), else Modality CR."""
+
+
+UNSTATED = Technique()
+"""Of a header that says nothing."""
+
+
+@dataclass(frozen=True)
 class Radiograph:
     """A plain radiograph, ready to be measured.
 
@@ -77,8 +94,7 @@ class Radiograph:
     sop_instance_uid: str
     laterality_stated: Side | None = None
     """Image Laterality or Laterality, where present. Tags cannot be trusted: used to check, not to decide."""
-    kilovolt: float | None = None
-    """Tube voltage, KVP (0018,0060); None where the header says nothing usable."""
+    technique: Technique = UNSTATED
     lossy: bool = False
     notes: tuple[str, ...] = ()
     """Sentences for the report on what had to be assumed in reading, e.g. a pixel spacing that is absent."""

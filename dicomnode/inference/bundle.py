@@ -7,6 +7,7 @@ float16 and computed with in float32; every published figure is measured on the 
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -21,10 +22,11 @@ from dicomnode.errors import BundleError
 from dicomnode.inference import frame, intensity
 from dicomnode.inference.channels import CANONICAL, REGIONS
 from dicomnode.inference.network import HipNet, NetworkShape, Regressor, RegressorShape
+from dicomnode.inference.technique import CORRECTED
 
 _Net = TypeVar("_Net", bound=torch.nn.Module)
 
-FORMAT = 5
+FORMAT = 6
 SHIPPED = Path(__file__).resolve().parent.parent / "models" / "hip"
 """The bundle that comes with the package."""
 
@@ -74,6 +76,10 @@ class Bundle:
     """Reads the figures of the canonical pose a second time; None: the decomposer alone states them."""
     regressed: NDArray[np.float32]
     """(regions, quantities) weight of the regressor's reading in the one that is stated, 0..1."""
+    corrections: Mapping[str, NDArray[np.float32]]
+    """Network -> (factors of `technique.CORRECTED`, regions, quantities) what its logarithms get per unit of each."""
+    usual_technique: Mapping[str, float]
+    """Factor of `technique.CORRECTED` -> its mean over the radiographs that the corrections were fitted to."""
     limits: Limits
     intervals: Intervals
     document: dict[str, Any]
@@ -106,7 +112,12 @@ def load_bundle(folder: Path = SHIPPED) -> Bundle:
         locator=_network(document["networks"]["locator"], tensors, "locator."),
         decomposer=_network(document["networks"]["decomposer"], tensors, "decomposer."),
         regressor=_regressor(document["networks"].get("regressor"), tensors),
-        regressed=_shares(document["regressed"]),
+        regressed=_by_region(document["regressed"]),
+        corrections={
+            network: np.stack([_by_region(table[factor]) for factor in CORRECTED])
+            for network, table in document["corrections"].items()
+        },
+        usual_technique=document["usual_technique"],
         limits=_limits(document["limits"]),
         intervals=Intervals(**document["intervals"]),
         document=document,
@@ -144,7 +155,7 @@ def _read_document(folder: Path) -> dict[str, Any]:
         ) from error
     missing = {
         "format", "name", "version", "weights_sha256", "networks", "limits", "intervals", "intensity_transform", "frame",
-        "regressed", "trained_on_simulation",
+        "regressed", "trained_on_simulation", "corrections", "usual_technique",
     } - document.keys()  # fmt: skip
     if missing:
         raise BundleError(f"{path} lacks {', '.join(sorted(missing))}; export the bundle again")
@@ -167,7 +178,7 @@ def _limits(document: dict[str, Any]) -> Limits:
     return Limits(**values)
 
 
-def _shares(document: dict[str, dict[str, float]]) -> NDArray[np.float32]:
+def _by_region(document: dict[str, dict[str, float]]) -> NDArray[np.float32]:
     return np.array([[document[region][name] for name, _ in CANONICAL] for region in REGIONS], np.float32)
 
 

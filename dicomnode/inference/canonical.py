@@ -55,6 +55,21 @@ def canonical_figures(answer: NDArray[np.float32]) -> dict[Region, dict[str, Can
     return table
 
 
+def corrected(
+    answer: NDArray[np.float32], corrections: NDArray[np.float32], departure: NDArray[np.float32]
+) -> NDArray[np.float32]:
+    """The answer as of the usual technique.
+
+    Args:
+        answer: (2, regions, quantities), see `network.CanonicalHead`.
+        corrections: (factors, regions, quantities) to add to the logarithms, per unit of each factor.
+        departure: (factors,), see `technique.departures`.
+    """
+    shifted = answer.copy()
+    shifted[0] += np.tensordot(departure, corrections, 1)
+    return shifted
+
+
 def combined(
     decomposed: NDArray[np.float32], regressed: NDArray[np.float32], share: NDArray[np.float32]
 ) -> NDArray[np.float32]:

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from dicomnode.domain.radiograph import Side
+from dicomnode.domain.radiograph import UNSTATED, Side, Technique
 
 ROWS = 256
 COLUMNS = 192
@@ -74,8 +74,8 @@ class FramedHip:
     """(rows, columns), larger is more attenuation."""
     image_from_frame: NDArray[np.float64]
     """3 x 3, (column, row) with pixel centres at integers + 0.5."""
-    kilovolt: float | None = None
-    """Tube voltage as the header states it."""
+    technique: Technique = UNSTATED
+    """What the header states of the exposure."""
     inside: NDArray[np.bool_] | None = None
     """(rows, columns) what of the image is radiograph; None: all of it."""
 

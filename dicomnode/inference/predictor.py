@@ -9,16 +9,16 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from dicomnode.domain.radiograph import Side
+from dicomnode.domain.radiograph import Side, Technique
 from dicomnode.errors import ConfigurationError
 from dicomnode.inference import frame
 from dicomnode.inference.bundle import Bundle
-from dicomnode.inference.canonical import CanonicalFigures, Method, canonical_figures, combined
+from dicomnode.inference.canonical import CanonicalFigures, Method, canonical_figures, combined, corrected
 from dicomnode.inference.channels import INDEX, LABELS, MAPS, REGIONAL_VERDICTS, VERDICTS
 from dicomnode.inference.field import exposed_field
 from dicomnode.inference.frame import FramedHip, Label
 from dicomnode.inference.intensity import standardise
-from dicomnode.inference.technique import technique
+from dicomnode.inference.technique import departures, technique
 
 _RECENTRE_MM = 3.0
 """A second look is taken where the head lies further than this from where the locator put it."""
@@ -113,14 +113,14 @@ class Predictor:
         image: NDArray[np.float32],
         spacing_mm: tuple[float, float],
         candidate: HipCandidate,
-        kilovolt: float | None,
+        stated: Technique,
     ) -> Decomposition:
         """Decompose the hip around a candidate; looks twice where the head lies off its place in the frame.
 
         Args:
-            kilovolt: tube voltage as the header states it; None where it does not.
+            stated: what the header states of the exposure.
         """
-        hip = FramedHip(image, frame.image_from_frame(candidate.head_px, candidate.side, spacing_mm), kilovolt)
+        hip = FramedHip(image, frame.image_from_frame(candidate.head_px, candidate.side, spacing_mm), stated)
         head = head_centre(self._look(hip, VIEWS[:1]).labels)
         if head is not None and _off_place_mm(head) >= _RECENTRE_MM:
             column, row, _ = hip.image_from_frame @ (*head, 1.0)
@@ -133,13 +133,14 @@ class Predictor:
 
     def _look(self, hip: FramedHip, views: Sequence[tuple[float, tuple[float, float]]]) -> Decomposition:
         crops = [frame.cut(hip, *view) for view in views]
-        looks, told = network_inputs(crops, hip.kilovolt)
+        looks, told = network_inputs(crops, hip.technique.kilovolt)
+        departure = departures(hip.technique, self.bundle.usual_technique)
         answers, verdicts, canonical = self._run(self._decomposer, looks, told)
-        apart = {Method.DECOMPOSITION: canonical.mean(0)}
+        apart = {Method.DECOMPOSITION: corrected(canonical.mean(0), self.bundle.corrections["decomposer"], departure)}
         stated = apart[Method.DECOMPOSITION]
         if self._regressor is not None:
             (regressed,) = self._run(self._regressor, looks, told)
-            apart[Method.REGRESSION] = regressed.mean(0)
+            apart[Method.REGRESSION] = corrected(regressed.mean(0), self.bundle.corrections["regressor"], departure)
             stated = combined(stated, apart[Method.REGRESSION], self.bundle.regressed)
         channels, (_, inside) = answers[0], crops[0]
         labels = channels[LABELS].argmax(0).astype(np.uint8)

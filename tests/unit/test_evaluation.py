@@ -15,6 +15,7 @@ from dicomnode.inference.bundle import Intervals
 from dicomnode.inference.channels import CANONICAL as STATED
 from dicomnode.inference.channels import CHANNELS, REGIONS, VERDICTS
 from dicomnode.inference.network import HipNet, NetworkShape, Regressor, RegressorShape
+from dicomnode.inference.technique import CORRECTED
 from training.cases import CANONICAL, PROJECTED, QUANTITY_LABELS, RegionCase
 from training.config import load_run
 from training.evaluate import (
@@ -24,11 +25,13 @@ from training.evaluate import (
 )
 from training.export import (
     NothingLearned,
+    corrected_case,
     find_intervals,
     find_limits,
     regressed_shares,
     require_readings,
     systematic_errors,
+    technique_corrections,
     write_weights,
 )
 from training.model_card import model_card
@@ -110,6 +113,45 @@ def test_the_reading_that_errs_less_weighs_more_and_as_least_squares_says() -> N
     assert shares == pytest.approx(np.full(shares.shape, 9 / 25), abs=0.03)  # errors of 3 and 4 that go their own ways
     alone = [replace(case, regressed={}) for case in some_cases()]
     assert (regressed_shares(alone) == 0).all()
+
+
+def test_corrections_find_what_copper_and_phosphor_shift_and_take_it_away() -> None:
+    rng = np.random.default_rng(3)
+    cases = []
+    for case in some_cases(800, sd=0.01):
+        copper, storage = float(rng.choice([0.0, 0.1, 0.2])), float(rng.random() < 0.25)
+        seen, straight = np.exp(-0.15 * copper + 0.02 * storage), np.exp(-0.3 * copper)
+        shifted = {
+            part: {name: value * (factor if name != "area_cm2" else 1.0) for name, value in getattr(case, part).items()}
+            for part, factor in (("decomposed", seen), ("regressed", straight))
+        }
+        technique = {"kilovolt": 80.0, "copper_mm": copper, "storage_phosphor": storage}
+        cases.append(
+            replace(case, decomposed=shifted["decomposed"], regressed=shifted["regressed"], technique=technique)
+        )
+    tables, usual = technique_corrections(cases)
+    assert usual["copper_mm"] == pytest.approx(0.1, abs=0.01)
+    place = (
+        CORRECTED.index("copper_mm"),
+        REGIONS.index(Region.FEMORAL_NECK),
+        [name for name, _ in STATED].index("areal_bmd_g_cm2"),
+    )
+    assert tables["decomposer"][place] == pytest.approx(0.15, abs=0.03)
+    assert tables["regressor"][place] == pytest.approx(0.3, abs=0.03)
+    assert tables["decomposer"][CORRECTED.index("storage_phosphor")][place[1:]] == pytest.approx(-0.02, abs=0.01)
+    assert tables["decomposer"][0, :, [name for name, _ in STATED].index("area_cm2")] == pytest.approx(0, abs=0.04)
+    again, _ = technique_corrections([corrected_case(case, tables, usual) for case in cases])
+    assert all(np.abs(table).max() < 1e-6 for table in again.values())
+
+
+def test_where_no_header_says_anything_nothing_is_corrected() -> None:
+    tables, usual = technique_corrections(some_cases())
+    assert all((table == 0).all() for table in tables.values())
+    case = some_cases()[0]
+    assert corrected_case(case, tables, usual) == case
+    alike = [replace(case, technique={"copper_mm": 0.0, "storage_phosphor": 0.0}) for case in some_cases()]
+    tables, _ = technique_corrections(alike)
+    assert all((table == 0).all() for table in tables.values())  # a factor that was not varied
 
 
 def abmd(value: float) -> dict[str, float]:

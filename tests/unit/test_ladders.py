@@ -14,7 +14,7 @@ from pydicom import Dataset, dcmread
 from dicomnode.clinical.reference import Norm, ReferencePopulation
 from dicomnode.dicom.pixels import read_radiograph
 from dicomnode.domain.measurement import Reason, Region
-from dicomnode.domain.radiograph import Sex
+from dicomnode.domain.radiograph import Sex, Technique
 from dicomnode.inference.bundle import load_bundle
 from dicomnode.inference.frame import COLUMNS, ROWS, FramedHip, Label, cut
 from dicomnode.inference.predictor import Predictor
@@ -48,7 +48,7 @@ from training.ladders.refusals import (
     summarise_refusals,
 )
 from training.ladders.report import Evidence, write_evidence
-from training.projection.radiograph import Exposure, VendorProcessing
+from training.projection.radiograph import Exposure, VendorProcessing, stated_technique
 from training.simulate_dx import DEFAULT_PROCESSING, DxGeometry, FictionalPatient, dx_dataset
 from training.targets import MARGIN_PX, SHAPE, make_targets
 from training.whole import phantom_dx
@@ -126,7 +126,7 @@ def test_a_reader_with_a_known_bias_shows_that_bias_on_every_rung_and_no_change(
 
 def test_a_rung_may_state_another_tube_voltage_than_that_of_the_exposure_or_none() -> None:
     def read(hip: FramedHip) -> Reading:
-        told.append((float(hip.image.sum()), hip.kilovolt))
+        told.append((float(hip.image.sum()), hip.technique.kilovolt))
         return {QUANTITY: 0.8}
 
     told: list[tuple[float, float | None]] = []
@@ -135,6 +135,19 @@ def test_a_rung_may_state_another_tube_voltage_than_that_of_the_exposure_or_none
     true_kv = draw_conditions(1, square_hip(0).figures).exposure.kilovolt
     assert [kilovolt for _, kilovolt in told] == [true_kv, true_kv + 15, None]
     assert len({crop for crop, _ in told}) == 1  # the radiograph is the same
+
+
+def test_a_rung_may_keep_filter_and_detector_to_itself() -> None:
+    told: list[Technique] = []
+
+    def read(hip: FramedHip) -> Reading:
+        told.append(hip.technique)
+        return {QUANTITY: 0.8}
+
+    rungs = (Rung("true"), Rung("no filter", states_filters=False))
+    climb(read, [square_hip(0)], Steps("stated", "Stated", "", "true", rungs), seed=1)
+    exposure = draw_conditions(1, square_hip(0).figures).exposure
+    assert told == [stated_technique(exposure), Technique(exposure.kilovolt)]
 
 
 def test_on_one_device_only_dose_and_noise_differ_from_hip_to_hip() -> None:

@@ -17,7 +17,7 @@ from dicomnode.domain.measurement import (
     TrainingData,
 )
 from dicomnode.domain.object_plane import ASSUMED_MAGNIFICATION, object_plane
-from dicomnode.domain.radiograph import AcquisitionGeometry, Patient, Radiograph, Side
+from dicomnode.domain.radiograph import UNSTATED, AcquisitionGeometry, Patient, Radiograph, Side, Technique
 from dicomnode.inference.bundle import Intervals
 from dicomnode.inference.predictor import Decomposition, HipCandidate
 from dicomnode.pipeline import measure
@@ -42,14 +42,14 @@ class FakePredictor:
     bundle: FakeBundle = FakeBundle(
         IDENTITY, LIMITS, Intervals({"total_hip": {"areal_bmd_g_cm2": 2.0}}, {"total_hip": 0.05})
     )
-    told: list[float | None] = field(default_factory=list)
+    told: list[Technique] = field(default_factory=list)
     """Tube voltages that came with the hips."""
 
     def locate(self, image: Any, spacing_mm: Any) -> list[HipCandidate]:
         return [HipCandidate(side, (100.0, 100.0), 0.9) for side in self.found]
 
-    def decompose(self, image: Any, spacing_mm: Any, candidate: HipCandidate, kilovolt: float | None) -> Decomposition:
-        self.told.append(kilovolt)
+    def decompose(self, image: Any, spacing_mm: Any, candidate: HipCandidate, stated: Technique) -> Decomposition:
+        self.told.append(stated)
         return self.found[candidate.side]
 
 
@@ -68,19 +68,27 @@ def run(predictor: FakePredictor, **changes: Any) -> Measurement:
     return measure(a_radiograph(**changes), predictor, assess)  # type: ignore[arg-type]
 
 
-def test_the_tube_voltage_goes_to_the_network_with_the_picture() -> None:
+def test_the_technique_goes_to_the_network_with_the_picture() -> None:
     predictor = FakePredictor({Side.RIGHT: a_femur()})
-    run(predictor, kilovolt=77.0)
+    run(predictor, technique=Technique(77.0, copper_mm=0.1))
     run(predictor)
-    assert predictor.told == [77.0, None]
+    assert predictor.told == [Technique(77.0, copper_mm=0.1), UNSTATED]
 
 
 @pytest.mark.parametrize(("kilovolt", "note"), [(77.0, ""), (None, "states no tube voltage"), (110.0, "110 kV")])
 def test_a_tube_voltage_that_is_absent_or_was_not_trained_is_told(kilovolt: float | None, note: str) -> None:
     told = [
-        one for one in run(FakePredictor({Side.RIGHT: a_femur()}), kilovolt=kilovolt).notes if "tube voltage" in one
+        one
+        for one in run(FakePredictor({Side.RIGHT: a_femur()}), technique=Technique(kilovolt)).notes
+        if "tube voltage" in one
     ]
     assert [note in one for one in told] == ([True] if note else [])
+
+
+def test_more_copper_than_was_trained_is_told() -> None:
+    for copper_mm, said in ((None, False), (0.0, False), (0.2, False), (0.3, True)):
+        notes = run(FakePredictor({Side.RIGHT: a_femur()}), technique=Technique(80.0, copper_mm)).notes
+        assert any("copper" in note for note in notes) == said
 
 
 def test_a_measurable_hip_has_figures_for_every_region_with_its_assessment() -> None:

@@ -549,8 +549,52 @@ def test_a_tube_voltage_is_read_where_it_can_be_one(
     tmp_path: Path, stated: str, kilovolt: float | None, note: bool
 ) -> None:
     radiograph = _read(tmp_path, radiograph_dataset(KVP=stated))
-    assert radiograph.kilovolt == kilovolt
+    assert radiograph.technique.kilovolt == kilovolt
     assert any("KVP" in one for one in radiograph.notes) == note
+
+
+@pytest.mark.parametrize(
+    ("filters", "copper_mm"),
+    [
+        ({}, None),
+        ({"FilterType": "NONE"}, 0.0),
+        ({"FilterType": "STRIP"}, None),
+        ({"FilterType": "0.1Cu 1Al"}, 0.1),
+        ({"FilterType": "1 mm Al + 0.2 mm Cu"}, 0.2),
+        ({"FilterMaterial": "ALUMINUM"}, 0.0),
+        ({"FilterMaterial": "COPPER"}, None),
+        ({"FilterMaterial": "COPPER", "FilterThicknessMinimum": "0.2"}, 0.2),
+        ({"FilterMaterial": "COPPER", "FilterThicknessMinimum": "0.1", "FilterThicknessMaximum": "0.3"}, None),
+        ({"FilterMaterial": "COPPER", "FilterThicknessMinimum": "100"}, None),
+        (
+            {
+                "FilterMaterial": ["ALUMINUM", "COPPER"],
+                "FilterThicknessMinimum": ["1", "0.1"],
+                "FilterThicknessMaximum": ["1", "0.1"],
+            },
+            0.1,
+        ),
+        ({"FilterMaterial": ["ALUMINUM", "COPPER"], "FilterThicknessMaximum": "0.1"}, None),
+    ],
+)
+def test_copper_is_read_where_the_header_says_one_number(
+    tmp_path: Path, filters: dict[str, object], copper_mm: float | None
+) -> None:
+    assert _read(tmp_path, radiograph_dataset(**filters)).technique.copper_mm == copper_mm
+
+
+@pytest.mark.parametrize(
+    ("stated", "storage_phosphor"),
+    [
+        ({"DetectorType": "STORAGE"}, True),
+        ({"DetectorType": "SCINTILLATOR"}, False),
+        ({"Modality": "CR"}, True),
+        ({"Modality": "CR", "DetectorType": "DIRECT"}, False),
+        ({"Modality": "DX"}, None),
+    ],
+)
+def test_the_kind_of_detector_is_read(tmp_path: Path, stated: dict[str, object], storage_phosphor: bool | None) -> None:
+    assert _read(tmp_path, radiograph_dataset(**stated)).technique.storage_phosphor is storage_phosphor
 
 
 def test_damaged_attributes_are_as_good_as_absent(tmp_path: Path) -> None:

@@ -1,14 +1,14 @@
 """One hip of a registered CT in the measurement frame, beside the real radiograph: what training learns from."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dicomnode.domain.object_plane import object_plane
-from dicomnode.domain.radiograph import Radiograph, Side
+from dicomnode.domain.radiograph import Radiograph, Side, Technique
 from dicomnode.errors import DicomNodeError
 from dicomnode.inference.frame import SPACING_MM, Label, image_from_frame, resample
 from training.anatomy.femur import FemurLandmarks
@@ -44,6 +44,11 @@ class RealHip:
     labels: NDArray[np.uint8]
     figures: dict[str, Any]
     """What is known of this hip; see `training.hospital.cases.load_real_hips`."""
+
+    @property
+    def technique(self) -> Technique:
+        """What the header of its radiograph states."""
+        return Technique(**{one.name: self.figures.get(one.name) for one in fields(Technique)})
 
 
 @dataclass(frozen=True)
@@ -143,7 +148,7 @@ def real_hip(
             "regions": region_figures(density, path, labels, SPACING_MM),
             "canonical": canonical_figures(bones.femora[side], bones.landmarks[side]),
             "seen_share": _seen_share(labels, field),
-            "kilovolt": radiograph.kilovolt,
+            **asdict(radiograph.technique),
         },
     )
 

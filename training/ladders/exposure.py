@@ -36,6 +36,7 @@ class Rung:
     """Fields of `Exposure`."""
     processing: VendorProcessing | None = None
     stated_off_kv: float | None = 0.0
+    states_filters: bool = True
     """How far the header's tube voltage lies from that of the exposure; None: it states none."""
 
 
@@ -67,6 +68,7 @@ LADDERS = (
             Rung("true"),
             Rung("15 too high", stated_off_kv=15.0),
             Rung("none stated", stated_off_kv=None),
+            Rung("true, no filter or detector", states_filters=False),
         ),
     ),
     Steps(
@@ -137,6 +139,7 @@ def climb(read: Read, hips: Sequence[Hip], steps: Steps, seed: int) -> Ladder:
                 exposure=replace(drawn.exposure, **rung.exposure),
                 processing=rung.processing or drawn.processing,
                 stated_off_kv=rung.stated_off_kv,
+                states_filters=rung.states_filters,
             )
             cases.append(read_hip(read, hip, conditions, rung.label))
     return make_ladder(steps.name, steps.title, steps.axis, cases, steps.reference)

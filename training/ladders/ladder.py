@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dicomnode.domain.measurement import Reason
+from dicomnode.domain.radiograph import UNSTATED
 from dicomnode.inference import frame
 from dicomnode.inference.frame import FramedHip
 from training.evaluate import locator_error_px, stored_from_frame
@@ -19,6 +20,7 @@ from training.projection.radiograph import (
     random_exposure,
     random_processing,
     simulate,
+    stated_technique,
 )
 from training.statistics import Agreement, Values, agreement, bootstrap_intervals, r_and_rmse, share_interval
 
@@ -54,6 +56,8 @@ class Conditions:
     noise_seed: int
     stated_off_kv: float | None = 0.0
     """How far the header's tube voltage lies from that of the exposure; None: it states none."""
+    states_filters: bool = True
+    """Whether it states filter and detector."""
 
 
 @dataclass(frozen=True)
@@ -134,8 +138,9 @@ def take(materials: NDArray[np.float16], conditions: Conditions) -> FramedHip:
         np.random.default_rng(conditions.noise_seed),
         conditions.metal,
     )
+    stated = stated_technique(conditions.exposure) if conditions.states_filters else UNSTATED
     stated_kv = None if conditions.stated_off_kv is None else conditions.exposure.kilovolt + conditions.stated_off_kv
-    return FramedHip(image, stored_from_frame(conditions.offset_px), stated_kv)
+    return FramedHip(image, stored_from_frame(conditions.offset_px), replace(stated, kilovolt=stated_kv))
 
 
 def read_hip(read: Read, hip: Hip, conditions: Conditions, rung: str) -> Case:

@@ -39,7 +39,7 @@ def read_file(predictor: Predictor, path: Path) -> dict[str, Reading]:
         raise NotMeasurable(Reason.UNKNOWN_SCALE, f"{path.name} states no pixel spacing")
     return {
         candidate.side.value: figures_of(
-            predictor.decompose(radiograph.image, plane.spacing_mm, candidate, radiograph.kilovolt),
+            predictor.decompose(radiograph.image, plane.spacing_mm, candidate, radiograph.technique),
             predictor.bundle.limits,
         )
         for candidate in predictor.locate(radiograph.image, plane.spacing_mm)

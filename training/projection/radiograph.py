@@ -17,6 +17,7 @@ from PIL import Image
 from scipy.linalg import toeplitz
 from scipy.optimize import nnls
 
+from dicomnode.domain.radiograph import Technique
 from dicomnode.inference.technique import TRAINED_KV
 from training.projection.attenuation import mass_attenuation_cm2_g, tungsten_spectrum
 
@@ -77,6 +78,11 @@ class Exposure:
     """Standard deviation of focal spot and detector together."""
     heel_fraction: float = 0.0
     """Change of the fluence from the upper to the lower border that flat-field correction left over."""
+
+
+def stated_technique(exposure: Exposure) -> Technique:
+    """What a complete header says of an exposure."""
+    return Technique(exposure.kilovolt, exposure.added_cu_mm, exposure.detector is Detector.STORAGE_PHOSPHOR)
 
 
 @dataclass(frozen=True)
