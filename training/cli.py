@@ -30,7 +30,7 @@ from training.evaluate import Summary, evaluate, summarise, write_evaluation
 from training.evaluate_real import evaluate_real, summarise_real
 from training.export import export
 from training.hospital.cases import decide
-from training.hospital.make import Tools, fit_dxa_lines, make_hospital_pairs, register_by_similarity
+from training.hospital.make import SegmentByModel, Tools, fit_dxa_lines, make_hospital_pairs, register_by_similarity
 from training.hospital.report import Verdict, reports_table
 from training.hospital.table import read_table
 from training.ladders.command import ladders_command
@@ -39,6 +39,7 @@ from training.pairs import Pairs, load_beside, load_pairs, make_pairs
 from training.projection.radiograph import Exposure
 from training.real import load_real
 from training.segmentation.cli import app as segmentation
+from training.segmentation.model import SHIPPED as SEGMENTATION
 from training.simulate_dx import DEFAULT_PROCESSING
 from training.split import split_subjects
 from training.train import train
@@ -174,11 +175,13 @@ def calibrate(
 def hospital(
     table: Annotated[Path, typer.Argument(help="CSV file with a line per case; see training/hospital/table.py.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="Where pairs and reports go.")] = Path("runs/hospital"),
+    segmentation: Annotated[Path, typer.Option(help="Model for CTs without a label map.")] = SEGMENTATION,
 ) -> None:
     """Make pairs of a hospital's own CTs and radiographs; goes on where it was interrupted."""
     cases = read_table(table)
+    tools = Tools(register_by_similarity, SegmentByModel(segmentation))
     with tqdm(total=len(cases), desc="cases", unit="case") as progress:
-        reports = make_hospital_pairs(cases, output, Tools(register_by_similarity), lambda _: progress.update())
+        reports = make_hospital_pairs(cases, output, tools, lambda _: progress.update())
     console.print(reports_table(reports))
     for line in fit_dxa_lines(cases, reports, output):
         console.print(

@@ -21,6 +21,7 @@ from dicomnode.inference.frame import HEAD_ROW, ROWS, SPACING_MM
 from training.anatomy.ct import CtVolume, sitk
 from training.anatomy.femur import FemurLandmarks, femur_volumes, landmarks
 from training.anatomy.implicit import local_from_voxel
+from training.anatomy.labels import read_labels
 from training.anatomy.population import draw_subject
 from training.anatomy.volume import Structure
 from training.calibration.tissues import KEV_AT_KILOVOLT, hydroxyapatite_hu_cm3_mg
@@ -34,6 +35,7 @@ from training.projection.geometry import ConeBeam, anteroposterior
 from training.projection.projector import project_structures
 from training.projection.radiograph import Exposure
 from training.registration.anatomy import Bones
+from training.segmentation.predict import Segmentation, StructureFigures
 from training.simulate_dx import DEFAULT_PROCESSING, FictionalPatient, dx_from_maps
 from training.targets import MARGIN_PX, canonical_figures
 
@@ -280,6 +282,41 @@ def test_where_the_ct_ends_before_the_radiograph_the_targets_are_unknown(folder:
 def test_without_labels_or_model_the_report_says_what_to_add(folder: Path, tmp_path: Path) -> None:
     (report,) = make_hospital_pairs([_case(folder, labels=None)], tmp_path, Tools(_Still()))
     assert "no segmentation model" in str(report.reason)
+
+
+class _Told:
+    """Segments by the label map that it was given."""
+
+    def __init__(self, labels: Path, predicted_dice: float, sha256: str = "f" * 64) -> None:
+        self.labels, self.predicted_dice, self.sha256, self.asked = read_labels(labels), predicted_dice, sha256, 0
+
+    def __call__(self, ct: CtVolume) -> Segmentation:
+        self.asked += 1
+        names = {value: {"pelvis": "left_hip"}.get(name, name) for value, name in self.labels.names.items()}
+        figure = StructureFigures(200.0, 0.1, self.predicted_dice, is_doubtful=self.predicted_dice < 0.9)
+        return Segmentation(replace(self.labels, names=names), {"left_femur": figure, "left_hip": figure})
+
+
+def test_a_ct_without_labels_is_segmented_and_waits_for_a_person(folder: Path, tmp_path: Path) -> None:
+    unsure = _Told(folder / "labels.nii.gz", 0.8)
+    case = _case(folder, labels=None)
+    (report,) = make_hospital_pairs([case], tmp_path, Tools(_Still(), unsure))
+    assert report.status is Status.DOUBTFUL
+    step = report.steps["segmentation"]
+    assert step["predicted_dice"] == {"left_femur": 0.8, "left_hip": 0.8}
+    assert "simulated CT" in step["doubts"][0]
+    assert "outlines are uncertain, predicted Dice left_femur 0.80, left_hip 0.80" in step["doubts"]
+    assert report.hips["L"]["canonical"]["total_hip"]["areal_bmd_g_cm2"] > 0.3
+    make_hospital_pairs([case], tmp_path, Tools(_Still(), unsure))
+    assert unsure.asked == 1  # nothing has changed
+    sure = _Told(folder / "labels.nii.gz", 0.97, "e" * 64)
+    (again,) = make_hospital_pairs([case], tmp_path, Tools(_Still(), sure))
+    assert sure.asked == 1  # another model
+    assert again.status is Status.DOUBTFUL
+    assert len(again.steps["segmentation"]["doubts"]) == 1
+    (given,) = make_hospital_pairs([_case(folder)], tmp_path, Tools(_Still(), sure))
+    assert sure.asked == 1  # a label map was given
+    assert given.status is Status.DONE
 
 
 def test_metal_in_the_femur_is_no_measurement(folder: Path, tmp_path: Path) -> None:

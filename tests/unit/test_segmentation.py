@@ -14,6 +14,7 @@ from torch import nn
 
 from dicomnode.domain.radiograph import Side
 from dicomnode.errors import BundleError, ConfigurationError
+from training.anatomy.atlas import atlas_subject, sacrum_volume
 from training.anatomy.ct import CtVolume
 from training.anatomy.labels import LabelMap, label_map, read_labels
 from training.anatomy.pelvis import PelvisPart, pelvis_parts, pelvis_volumes
@@ -28,11 +29,20 @@ from training.segmentation.config import (
     UNetConfiguration,
     load_segmentation,
 )
+from training.segmentation.evaluate import Case, compare, judge, summarise
 from training.segmentation.library import Example, draw_example, load_tissues, make_library, phantom_file
-from training.segmentation.model import SegmentationModel, load_model, save_model
+from training.segmentation.model import SHIPPED, SegmentationModel, load_model, save_model
+from training.segmentation.model_card import write_card
 from training.segmentation.network import CLASSES, build_network, network_input
 from training.segmentation.phantom_ct import hip_box, hip_case, labelled_ct
-from training.segmentation.predict import sample_probabilities, segment, to_grid
+from training.segmentation.predict import (
+    Segmentation,
+    StructureFigures,
+    sample_probabilities,
+    segment,
+    to_grid,
+    without_holes,
+)
 from training.segmentation.quality import QualityLine, auroc, dice_coefficient, fit_quality
 from training.segmentation.scanner import Scanner
 from training.segmentation.structures import NAMES, with_sides
@@ -48,6 +58,7 @@ from training.segmentation.tissues import (
     unpacked,
 )
 from training.segmentation.train import train
+from training.split import split_subjects
 
 CONFIGURATION = Path(__file__).resolve().parents[2] / "conf" / "training" / "segmentation.toml"
 RUN = SegmentationRun(
@@ -60,6 +71,9 @@ RUN = SegmentationRun(
     unet=UNetConfiguration(voxel_mm=6.0, patch=16, residual_units=1, dropout=0.3),
     inference=InferenceConfiguration(samples=3, overlap=0.25, least_dice=0.9),
 )
+ATLAS_LINES = next(part for part in CONFIGURATION.read_text().split("\n\n") if part.startswith("[atlas]")).rsplit(
+    "\n", 1
+)[0]
 LINE = QualityLine((0.0, 0.1), (1.0, 0.5))
 
 
@@ -146,6 +160,22 @@ def test_hip_bones_are_to_both_sides_of_the_sacrum() -> None:
     assert np.abs(x[hips.any(axis=(0, 1))]).max() > 100
     assert z[spine.any(axis=(1, 2))].min() > 110 * subject.pelvis.height_scale
     assert sacrum.sum() * 0.064 > 80  # cm3
+
+
+def test_a_person_of_the_atlas_has_its_bones_apart(reference_data: Path) -> None:
+    person = atlas_subject(reference_data / "anatomy", 7, 3)
+    tissues = tissues_of(person, sacrum_volume(reference_data / "anatomy", person))
+    classes = label_values(tissues.shares)
+    for points in person.landmarks.values():
+        assert at(tissues, classes, points.head_centre) == 1
+    named = with_sides(classes, tissues.patient_from_voxel)
+    middles = [np.argwhere(named == value).mean(axis=0) for value in (3, 5, 4)]  # (z, y, x)
+    assert middles[0][2] + 20 < middles[1][2] < middles[2][2] - 20  # right hip bone, sacrum, left hip bone
+    assert middles[1][1] > max(middles[0][1], middles[2][1]) + 8  # the sacrum behind
+    sacrum_cm3 = float((named == 5).sum()) * 2.5**3 / 1000
+    assert 100 < sacrum_cm3 < 450
+    above = tissues.shares[Tissue.OTHER_BONE, -20:, :, classes.shape[2] // 2]
+    assert above.max() > 0.5  # vertebrae, which the pelvis of the atlas comes without
 
 
 def test_packing_loses_less_than_a_grey_level(tissues: Tissues) -> None:
@@ -375,7 +405,57 @@ def test_an_interrupted_training_goes_on_to_the_weights_it_would_have_had(tmp_pa
     with pytest.raises(ConfigurationError, match="phantoms of seed 1, expected 2"):
         make_library(replace(RUN, phantoms=PairsConfiguration(1, 2)), library, None, lambda n: None)
     with pytest.raises(ConfigurationError, match="--atlas"):
-        make_library(replace(RUN, atlas=AtlasConfiguration(1, 0.5)), library, None, lambda n: None)
+        make_library(replace(RUN, atlas=AtlasConfiguration(1, share=0.5)), library, None, lambda n: None)
+
+
+def test_a_bone_has_no_holes_but_keeps_its_openings() -> None:
+    labels = np.zeros((9, 9, 9), np.uint8)
+    labels[1:6, 1:6, 1:6] = 2
+    labels[2:4, 2:4, 2:4] = 0  # closed
+    labels[3, 3, 3] = 1
+    labels[4, 4, 4:] = 0  # open to the outside
+    labels[7, 7, 7] = 5
+    filled = without_holes(labels)
+    assert (filled[2:4, 2:4, 2:4] == 2).all()
+    assert (filled[4, 4, 4:] == 0).all()
+    assert (filled != labels).sum() == 8
+    assert filled[7, 7, 7] == 5
+
+
+def test_the_card_and_the_figures_say_what_was_measured_and_on_what(tmp_path: Path) -> None:
+    model = SegmentationModel(
+        replace(RUN, atlas=AtlasConfiguration(count=2, persons=3, share=0.25)), build_network(RUN), LINE
+    )
+    found = {"left_femur": StructureFigures(10.0, 0.1, 0.81, is_doubtful=True)}
+    labels = LabelMap(np.full((2, 2, 2), 2, np.uint16), NAMES, np.eye(4))
+    real = compare(Segmentation(labels, found), {"left_femur": np.arange(8).reshape(2, 2, 2) < 4})
+    assert real == {"left_femur": {"dice": pytest.approx(2 / 3), "predicted_dice": 0.81}}
+    hips = [Case(1, "metal", "left_femur", 50.0, dice, 1 - dice, dice + 0.01) for dice in (0.98, 0.7, 0.95)]
+    summary = replace(summarise([replace(hips[0], spoil="pelvis")], hips), real_ct=real)
+    write_card(model, summary, tmp_path)
+    card = (tmp_path / "MODEL_CARD.md").read_text(encoding="utf-8")
+    assert "Learned from simulated CT" in card.split("## What it is")[0]
+    assert "| left_femur | 0.980 | 0.980 | 1 |" in card and "| metal | 0.877 |" in card
+    assert "1 of 3 structures under Dice 0.9, AUROC 1.000" in card
+    assert "CC BY 4.0" in card and "25 % of the cubes come from real anatomy: 2 drawings" in card
+    assert "| left_femur | 0.667 | 0.810 |" in card
+    write_card(replace(model, run=RUN), replace(summary, real_ct={}), tmp_path)
+    plain = (tmp_path / "MODEL_CARD.md").read_text(encoding="utf-8")
+    assert "CC BY" not in plain and "label map that came with it" not in plain
+
+
+def test_the_shipped_model_outlines_the_hip_of_a_person_it_never_saw() -> None:
+    model = load_model(SHIPPED)
+    index = int(split_subjects(model.run.phantoms.count, model.run.split).test[-1])
+    subject = draw_subject(model.run.phantoms.seed, index)
+    scanned = hip_case(tissues_of(make_phantom(subject)), subject, "clean", np.random.default_rng(1))
+    found = segment(scanned.ct, model)
+    cases = judge(scanned, found, index, "clean")
+    assert {case.structure.split("_")[1] for case in cases} == {"femur", "hip"}
+    assert all(case.dice > 0.9 for case in cases), cases
+    card = (SHIPPED / "MODEL_CARD.md").read_text(encoding="utf-8")
+    assert card.startswith(f"# Model card: {model.run.name} {model.run.version}\n")
+    assert model.run == load_segmentation(CONFIGURATION)
 
 
 def test_the_shipped_configuration_is_sound() -> None:
@@ -386,16 +466,17 @@ def test_the_shipped_configuration_is_sound() -> None:
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ("patch = 56", "patch = 50", "unet.patch: expected a multiple of 8"),
+        ("patch = 72", "patch = 50", "unet.patch: expected a multiple of 8"),
         ("dropout = 0.1", "dropout = 1.0", "unet.dropout: expected from 0 to below 1"),
         ("samples = 6", "samples = 0", "inference.samples: expected at least 1"),
-        ("voxel_mm = 3.5", "voxel_cm = 3.5", "unet: unknown key 'voxel_cm'"),
-        ("count = 6 ", "count = 0 ", "atlas.count: expected at least 1"),
-        ("steps = 240", "", "stages: .*steps"),
-        ("steps = 240", "steps = 0", "network: batch, stages and the steps of each stage must be at least 1"),
+        ("voxel_mm = 2.0", "voxel_cm = 2.0", "unet: unknown key 'voxel_cm'"),
+        ("persons = 18", "persons = -1", "atlas: expected a count and persons of at least 0"),
+        (ATLAS_LINES, "[atlas]", "atlas.count: expected at least 1, or atlas.persons"),
+        ("steps = 5000", "", "stages: .*steps"),
+        ("steps = 5000", "steps = 0", "network: batch, stages and the steps of each stage must be at least 1"),
         ("batch = 2", "batch = 0", "network: batch, stages and the steps"),
-        ("steps = 240", "steps = 240\nadversarial = 1.0", "adversarial is for the decomposer"),
-        ('name = "hip', 'engine = { devices = 0 }\nname = "hip', "engine.devices = 0 must be"),
+        ("steps = 5000", "steps = 5000\nadversarial = 1.0", "adversarial is for the decomposer"),
+        ('precision = "bf16-mixed"', "devices = 0", "engine.devices = 0 must be"),
     ],
 )
 def test_a_wrong_setting_is_named_with_its_place(tmp_path: Path, old: str, new: str, message: str) -> None:

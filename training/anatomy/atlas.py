@@ -88,6 +88,20 @@ def atlas_subject(folder: Path, seed: int, index: int, source: Source = Source.S
     return place(subject, femora, volumes, load(folder, "pelvis"), float(random.uniform(*JOINT_SPACE_MM)))
 
 
+def sacrum_volume(folder: Path, phantom: Phantom) -> Structure:
+    """What of the pelvis of an `atlas_subject` is its sacrum: shares of voxels, on the grid of its "pelvis_volume".
+
+    Raises:
+        UnusableAtlas: the pelvis is not there.
+    """
+    pelvis, subject = load(folder, "pelvis"), phantom.subject
+    volume = next(structure for structure in phantom.structures if structure.name == "pelvis_volume")
+    pelvis_from_source, _ = _pelvis_motion(pelvis, subject.hips, subject.pelvis.joint_space_mm)
+    origin = pelvis_rotation(subject).T @ volume.patient_from_voxel[:3, 3]
+    share = volume_fraction(_mesh(pelvis, "sacrum", pelvis_from_source), origin, PELVIS_VOXEL_MM, volume.values.shape)
+    return replace(volume, name="sacrum_volume", values=share)
+
+
 @dataclass(frozen=True)
 class FemurVolumes:
     """A femur on a grid of its own frame."""
@@ -315,12 +329,7 @@ def _fill_pelvis(
 def _pelvis_structures(
     subject: Subject, pelvis: Mapping[str, NDArray[np.float64]], pelvis_from_source: NDArray[np.float64]
 ) -> list[Structure]:
-    meshes = [
-        Mesh(pelvis[f"{bone}_vertices"].astype(np.float64), pelvis[f"{bone}_triangles"].astype(np.int64)).moved(
-            pelvis_from_source
-        )
-        for bone in PELVIC_BONES
-    ]
+    meshes = [_mesh(pelvis, bone, pelvis_from_source) for bone in PELVIC_BONES]
     everything = np.concatenate([mesh.vertices for mesh in meshes])
     size, origin = grid(everything.min(axis=0) - 3.0, everything.max(axis=0) + 3.0, PELVIS_VOXEL_MM)
     random = np.random.default_rng(subject.seed)
@@ -339,6 +348,11 @@ def _pelvis_structures(
         Structure("pelvis_mineral", mineral, "g/cm3", matrix),
         Structure("pelvis_volume", np.minimum(volume, 1.0), "1", matrix),
     ]
+
+
+def _mesh(pelvis: Mapping[str, NDArray[np.float64]], bone: str, pelvis_from_source: NDArray[np.float64]) -> Mesh:
+    vertices, triangles = pelvis[f"{bone}_vertices"], pelvis[f"{bone}_triangles"]
+    return Mesh(vertices.astype(np.float64), triangles.astype(np.int64)).moved(pelvis_from_source)
 
 
 def _pelvic_parameters(subject: Subject, quality: PelvisQuality) -> NDArray[np.float64]:

@@ -10,6 +10,7 @@ import os
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Protocol
 
@@ -23,7 +24,7 @@ from dicomnode.domain.radiograph import Radiograph, Side
 from dicomnode.errors import DicomNodeError
 from training.anatomy.ct import METAL_HU, CtVolume, read_ct
 from training.anatomy.femur import FemurLandmarks
-from training.anatomy.labels import LabelMap, on_grid, read_labels
+from training.anatomy.labels import LabelMap, label_map, on_grid, read_labels
 from training.anatomy.landmarks import LandmarksNotFound, find_landmarks
 from training.anatomy.phantom import NAMES
 from training.anatomy.volume import Structure
@@ -41,6 +42,8 @@ from training.hospital.table import Case
 from training.projection.geometry import ConeBeam
 from training.registration.anatomy import Bones, prepare
 from training.registration.register import register
+from training.segmentation.model import SegmentationModel, load_model
+from training.segmentation.predict import Segmentation, StructureFigures, segment
 
 MOST_METAL_ML = 0.1
 """Of voxels at or above `METAL_HU` in and around a femur: more is an implant, whose streaks spoil the mineral."""
@@ -62,8 +65,32 @@ class StepFailed(DicomNodeError):
 class Segment(Protocol):
     """Labels of a CT that has none."""
 
-    def __call__(self, ct: CtVolume) -> LabelMap:
-        """Return the bones, on any grid."""
+    @property
+    def sha256(self) -> str:
+        """What it segments with: another digest makes the pairs of a case without labels anew."""
+
+    def __call__(self, ct: CtVolume) -> Segmentation:
+        """Return the bones, on any grid, and how sure of each."""
+
+
+@dataclass(frozen=True)
+class SegmentByModel:
+    """Segment with `training.segmentation`; the model is loaded when a CT without labels needs it."""
+
+    folder: Path
+
+    @property
+    def sha256(self) -> str:
+        """Of the weights."""
+        return self._model.sha256
+
+    def __call__(self, ct: CtVolume) -> Segmentation:
+        """Return femora, hip bones and sacrum."""
+        return segment(ct, self._model)
+
+    @cached_property
+    def _model(self) -> SegmentationModel:
+        return load_model(self.folder)
 
 
 class Register(Protocol):
@@ -104,7 +131,7 @@ def make_hospital_pairs(
     folder.mkdir(parents=True, exist_ok=True)
     reports = []
     for case in cases:
-        inputs, report = inputs_sha256(case), read_report(folder / case.case)
+        inputs, report = _inputs(case, tools), read_report(folder / case.case)
         if report is None or report.status is Status.FAILED or report.inputs_sha256 != inputs:
             earlier = [] if report is None else report.decisions
             report = _make(case, folder, tools, Report(case.case, inputs_sha256=inputs, decisions=earlier))
@@ -113,6 +140,11 @@ def make_hospital_pairs(
         reports.append(report)
         progress(report)
     return reports
+
+
+def _inputs(case: Case, tools: Tools) -> str:
+    digest = inputs_sha256(case)
+    return digest if case.labels is not None or tools.segment is None else f"{digest}:{tools.segment.sha256}"
 
 
 def fit_dxa_lines(cases: Sequence[Case], reports: Sequence[Report], output: Path) -> list[DxaLine]:
@@ -212,10 +244,15 @@ def _calibrate(case: Case, ct: CtVolume, report: Report) -> Calibration:
 
 
 def _label(case: Case, ct: CtVolume, tools: Tools, report: Report) -> LabelMap:
+    figures: dict[str, StructureFigures] = {}
+    doubts: list[str] = []
     if case.labels is not None:
         labels, source = read_labels(case.labels), "given"
     elif tools.segment is not None:
-        labels, source = tools.segment(ct), "segmentation model"
+        found = tools.segment(ct)
+        labels = label_map(found.labels.values, found.labels.names, found.labels.patient_from_voxel)
+        figures, source = found.figures, f"segmentation model {tools.segment.sha256[:12]}"
+        doubts.append("the bones were segmented by a network that learned from simulated CT")
     else:
         raise StepFailed(
             "segmentation: the case has no label map, and no segmentation model was given; add one of the two"
@@ -225,12 +262,20 @@ def _label(case: Case, ct: CtVolume, tools: Tools, report: Report) -> LabelMap:
     volumes = {name: float((labels.values == value).sum()) * voxel_cm3 for value, name in labels.names.items()}
     shown = {name: volumes.get(name, 0.0) for name in (*NAMES.values(), "pelvis")}
     low, high = PLAUSIBLE_CM3
-    doubts = [
+    doubts += [
         f"{name} has {shown[name]:.0f} cm3, expected {low:g} to {high:g}"
         for name in NAMES.values()
         if shown[name] and not low <= shown[name] <= high
     ]
-    report.note("segmentation", {"source": source, "volumes_cm3": shown}, doubts)
+    uncertain = [
+        f"{name} {figure.predicted_dice:.2f}"
+        for name, figure in figures.items()
+        if figure.volume_cm3 and figure.is_doubtful
+    ]
+    if uncertain:
+        doubts.append(f"outlines are uncertain, predicted Dice {', '.join(uncertain)}")
+    predicted = {name: round(figure.predicted_dice, 3) for name, figure in figures.items()}
+    report.note("segmentation", {"source": source, "volumes_cm3": shown, "predicted_dice": predicted}, doubts)
     return labels
 
 

@@ -2,6 +2,7 @@
 
 import json
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -13,6 +14,7 @@ from rich.console import Console
 from rich.table import Table
 from tqdm import tqdm
 
+from dicomnode.errors import ConfigurationError
 from training.anatomy.ct import read_ct, sitk
 from training.anatomy.labels import LabelMap
 from training.anatomy.population import draw_subject
@@ -21,6 +23,7 @@ from training.segmentation.config import SegmentationRun, load_segmentation
 from training.segmentation.evaluate import (
     FAILURE_DICE,
     Summary,
+    compare,
     finish,
     hip_cases,
     pelvis_cases,
@@ -29,7 +32,8 @@ from training.segmentation.evaluate import (
     write_summary,
 )
 from training.segmentation.library import load_tissues, make_library, phantom_file
-from training.segmentation.model import load_model
+from training.segmentation.model import SHIPPED, load_model
+from training.segmentation.model_card import write_card
 from training.segmentation.phantom_ct import pelvis_case
 from training.segmentation.picture import draw_slices, draw_warning
 from training.segmentation.predict import Segmentation, segment
@@ -46,7 +50,7 @@ console = Console()
 Config = Annotated[Path, typer.Option("--config", "-c", help="The run's TOML file.")]
 Folder = Annotated[Path, typer.Option("--folder", "-f", help="Where phantoms, checkpoints, model and evaluation lie.")]
 Atlas = Annotated[
-    Path | None, typer.Option("--atlas", help="Folder with vhf_hip_labels.nii.gz, where the run wants one.")
+    Path | None, typer.Option("--atlas", help="Folder of reference anatomy, where the run wants one; see docs/data.md.")
 ]
 Picture = Annotated[Path | None, typer.Option(help="PNG file to draw slices with contours into.")]
 Reference = Annotated[
@@ -71,9 +75,16 @@ def evaluate(
     config: Config = _CONFIG,
     folder: Folder = _FOLDER,
     atlas: Atlas = None,
+    ct: Annotated[Path | None, typer.Option(help="A real CT to compare on too, with --ct-labels.")] = None,
+    ct_labels: Annotated[
+        Path | None, typer.Option(help="Its label map (NIfTI, names in the JSON file beside it).")
+    ] = None,
 ) -> None:
     """Fit predicted Dice on the validation phantoms, write the model, and measure it on the test phantoms."""
     run = load_segmentation(config)
+    if (ct is None) != (ct_labels is None):
+        raise ConfigurationError("--ct and --ct-labels belong together: give both, or neither")
+    real = None if ct is None or ct_labels is None else (volume := read_ct(ct), read_reference(ct_labels, volume))
     _library(run, folder, atlas)
     library, split = folder / "phantoms", split_subjects(run.phantoms.count, run.split)
     start = time.process_time()
@@ -81,8 +92,11 @@ def evaluate(
         model = finish(run, folder, library, _provenance(config), progress.update)
         pelves = pelvis_cases(model, library, split.test, run.seed + 2, progress.update)
         hips = hip_cases(model, library, split.test, run.seed + 3, progress.update)
-    summary, output = summarise(pelves, hips), folder / "evaluation"
+    summary, output = summarise(pelves, hips), folder / "model" / "evaluation"
+    if real is not None:
+        summary = replace(summary, real_ct=compare(segment(real[0], model), real[1]))
     write_summary(summary, pelves + hips, output)
+    write_card(model, summary, folder / "model")
     draw_warning(hips, run.inference.least_dice, output / "warning.png")
     index = int(split.test[0])
     scanned = pelvis_case(
@@ -90,13 +104,13 @@ def evaluate(
     )
     draw_slices(scanned.ct, segment(scanned.ct, model).labels.values, output / "phantom.png", scanned.truth.values)
     _print(summary)
-    console.print(f"written   {folder / 'model'}, {output}; {time.process_time() - start:.0f} s of processor time")
+    console.print(f"written   {folder / 'model'}; {time.process_time() - start:.0f} s of processor time")
 
 
 @app.command()
 def predict(
     ct: Annotated[Path, typer.Argument(help="NIfTI file, or folder with one DICOM CT series.", metavar="CT")],
-    model: Annotated[Path, typer.Option("--model", "-m", help="Folder of a segmentation model.")] = _FOLDER / "model",
+    model: Annotated[Path, typer.Option("--model", "-m", help="Folder of a segmentation model.")] = SHIPPED,
     output: Annotated[Path, typer.Option("--output", "-o", help="NIfTI file to write; names go beside it.")] = Path(
         "labels.nii.gz"
     ),
@@ -153,7 +167,9 @@ def write_labels(labels: LabelMap, file: Path) -> None:
 
 
 def _library(run: SegmentationRun, folder: Path, atlas: Path | None) -> None:
-    with tqdm(total=run.phantoms.count + run.atlas.count, desc="phantoms", unit="phantom") as progress:
+    with tqdm(
+        total=run.phantoms.count + run.atlas.count + run.atlas.persons, desc="phantoms", unit="phantom"
+    ) as progress:
         make_library(run, folder / "phantoms", atlas, progress.update)
 
 
@@ -180,6 +196,10 @@ def _print(summary: Summary) -> None:
     for name, row in summary.pelvis_dice.items():
         table.add_row(name, f"{row['mean']:.3f}", f"{row['least']:.3f}", f"{row['n']:.0f}")
     console.print(table)
+    for name, figures in summary.real_ct.items():
+        console.print(
+            f"real CT, {name}: Dice {figures['dice']:.3f} to its label map, predicted {figures['predicted_dice']:.3f}"
+        )
     console.print("single hips, mean Dice: " + ", ".join(f"{k} {v:.3f}" for k, v in summary.hip_dice.items()))
     warning = summary.warning
     area = "none" if warning.auroc is None else f"{warning.auroc:.3f}"

@@ -17,10 +17,12 @@ from training.config import (
 
 @dataclass(frozen=True)
 class AtlasConfiguration:
-    """A real anatomy beside the phantoms (`training.segmentation.atlas`)."""
+    """Real anatomy beside the phantoms."""
 
     count: int = 0
-    """How often the mineral of its bones is drawn; 0 for none."""
+    """How often the mineral of a label map's bones is drawn (`training.segmentation.atlas`); 0 for none."""
+    persons: int = 0
+    """People with femora of a shape model and a real pelvis (`training.anatomy.atlas.atlas_subject`); 0 for none."""
     share: float = 0.0
     """Of the examples."""
 
@@ -82,11 +84,15 @@ def load_segmentation(path: Path) -> SegmentationRun:
         (0 < run.split.validation + run.split.test < 1, "split", "validation + test between 0 and 1"),
         (run.phantoms.count > 0, "phantoms.count", "at least 1"),
         (
-            0 <= run.atlas.share < 1 and run.atlas.count >= 0,
+            0 <= run.atlas.share < 1 and min(run.atlas.count, run.atlas.persons) >= 0,
             "atlas",
-            "a count of at least 0, a share from 0 to below 1",
+            "a count and persons of at least 0, a share from 0 to below 1",
         ),
-        (run.atlas.count > 0 or run.atlas.share == 0, "atlas.count", "at least 1 where atlas.share is not 0"),
+        (
+            run.atlas.count + run.atlas.persons > 0 or run.atlas.share == 0,
+            "atlas.count",
+            "at least 1, or atlas.persons, where atlas.share is not 0",
+        ),
         (len(run.network.widths) > 1, "network.widths", "two levels or more"),
         (run.unet.voxel_mm > 0, "unet.voxel_mm", "more than 0"),
         (0 <= run.unet.dropout < 1, "unet.dropout", "from 0 to below 1"),

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +63,8 @@ class Summary:
     """Spoil to mean Dice, single hips."""
     warning: WarningFigures
     """Single hips, all spoils together."""
+    real_ct: dict[str, dict[str, float]] = field(default_factory=dict)
+    """Structure to "dice" and "predicted_dice" on a CT of a patient, against a label map from elsewhere; empty without one."""
 
 
 def finish(
@@ -184,6 +186,17 @@ def read_reference(path: Path, ct: CtVolume) -> dict[str, NDArray[np.bool_]]:
     if not masks:
         raise UnusableLabels(f"{path} names none of {', '.join(theirs.values())}")
     return masks
+
+
+def compare(found: Segmentation, reference: dict[str, NDArray[np.bool_]]) -> dict[str, dict[str, float]]:
+    """Dice of each structure that a label map from elsewhere holds, and what was predicted of it."""
+    return {
+        name: {
+            "dice": dice_coefficient(mask, found.labels.mask(name)),
+            "predicted_dice": found.figures[name].predicted_dice,
+        }
+        for name, mask in reference.items()
+    }
 
 
 def write_summary(summary: Summary, cases: list[Case], folder: Path) -> None:

@@ -9,10 +9,11 @@ import torch
 from numpy.typing import NDArray
 
 from dicomnode.errors import ConfigurationError
+from training.anatomy.atlas import atlas_subject, sacrum_volume
 from training.anatomy.phantom import make_phantom
 from training.anatomy.population import draw_subject
 from training.segmentation.atlas import atlas_tissues
-from training.segmentation.config import SegmentationRun
+from training.segmentation.config import AtlasConfiguration, SegmentationRun
 from training.segmentation.network import CLASSES
 from training.segmentation.scanner import AIR_HU, cut_field, draw_scanner, scan, smooth_field
 from training.segmentation.tissues import Tissue, Tissues, packed, phantom_grid, resampled, tissues_of, unpacked
@@ -20,6 +21,8 @@ from training.segmentation.tissues import Tissue, Tissues, packed, phantom_grid,
 TURN_DEG = 12.0
 STRETCH = 0.10
 """SD of the logarithm of the size, and half of it of each axis apart."""
+TRUNK_SHARE, TRUNK_MM = 0.2, (110.0, 270.0)
+"""Cubes of the trunk, by their centres above the femoral heads: vertebrae and ribs, which are none of the structures."""
 BENDS_MM = ((70.0, 5.0), (24.0, 1.6))
 """Lattice and SD of the displacement: the phantom's bones are more alike than people's. Own choice, by eye."""
 
@@ -40,12 +43,23 @@ def phantom_file(folder: Path, index: int) -> Path:
 
 
 def atlas_file(folder: Path, number: int) -> Path:
-    """Where one drawing of the atlas lies."""
+    """Where one drawing of the label map's mineral lies."""
     return folder / f"atlas-{number:02d}.npy"
 
 
+def person_file(folder: Path, number: int) -> Path:
+    """Where one person of the atlas lies."""
+    return folder / f"person-{number:02d}.npy"
+
+
+def atlas_files(folder: Path, atlas: AtlasConfiguration) -> list[Path]:
+    """All of them that a run draws from."""
+    drawings = [atlas_file(folder, number) for number in range(atlas.count)]
+    return drawings + [person_file(folder, number) for number in range(atlas.persons)]
+
+
 def make_library(run: SegmentationRun, folder: Path, atlas: Path | None, done: Callable[[int], object]) -> None:
-    """Make the phantoms, and drawings of the atlas, that are not there yet; calls `done(1)` after each.
+    """Make the phantoms, and what is drawn from the atlas, that are not there yet; calls `done(1)` after each.
 
     Raises:
         ConfigurationError: the folder holds another population, or the run wants an atlas and there is none.
@@ -61,15 +75,22 @@ def make_library(run: SegmentationRun, folder: Path, atlas: Path | None, done: C
         if not phantom_file(folder, index).exists():
             _store(tissues_of(make_phantom(draw_subject(run.phantoms.seed, index))), phantom_file(folder, index))
         done(1)
-    for number in range(run.atlas.count):
-        if not atlas_file(folder, number).exists():
+    for number, file in enumerate(atlas_files(folder, run.atlas)):
+        if not file.exists():
             if atlas is None:
                 raise ConfigurationError(
-                    f"the run draws {run.atlas.count} times on an atlas: give its folder as --atlas, or set atlas.count and"
-                    " atlas.share to 0"
+                    f"the run draws on an atlas ({run.atlas.count} drawings, {run.atlas.persons} persons): give its folder as"
+                    " --atlas, or set atlas.count, atlas.persons and atlas.share to 0"
                 )
-            _store(atlas_tissues(atlas, run.phantoms.seed + number), atlas_file(folder, number))
+            _store(_from_atlas(atlas, run, number), file)
         done(1)
+
+
+def _from_atlas(atlas: Path, run: SegmentationRun, number: int) -> Tissues:
+    if number < run.atlas.count:
+        return atlas_tissues(atlas, run.phantoms.seed + number)
+    person = atlas_subject(atlas, run.phantoms.seed, number - run.atlas.count)
+    return tissues_of(person, sacrum_volume(atlas, person))
 
 
 def _store(tissues: Tissues, file: Path) -> None:
@@ -134,6 +155,8 @@ def _target(shares: NDArray[np.float32]) -> NDArray[np.float32]:
 def _points_mm(patch: int, voxel_mm: float, random: np.random.Generator) -> NDArray[np.float32]:
     """(z, y, x, 3) patient mm of a cube's voxels."""
     centre = random.normal([0, 10, 15], [60, 20, 60])
+    if random.random() < TRUNK_SHARE:
+        centre[2] = random.uniform(*TRUNK_MM)
     turns = np.radians(random.normal(0, TURN_DEG, 3))
     stretch = np.exp(random.normal(0, STRETCH) + random.normal(0, STRETCH / 2, 3))
     mirror = random.choice([-1.0, 1.0])

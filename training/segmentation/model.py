@@ -16,6 +16,8 @@ from training.segmentation.config import SegmentationRun
 from training.segmentation.network import build_network
 from training.segmentation.quality import QualityLine
 
+SHIPPED = Path(__file__).resolve().parents[1] / "models" / "segmentation"
+"""Where the model lies that comes with the package."""
 FORMAT = 2
 
 
@@ -26,6 +28,8 @@ class SegmentationModel:
     run: SegmentationRun
     network: nn.Module
     quality: QualityLine
+    sha256: str = ""
+    """Of the stored weights; empty where they were not stored yet."""
 
 
 def save_model(model: SegmentationModel, provenance: dict[str, Any], folder: Path) -> None:
@@ -73,4 +77,4 @@ def load_model(folder: Path) -> SegmentationModel:
     network.load_state_dict({k: v.float() for k, v in load_file(folder / "weights.safetensors").items()})
     device = "cuda" if torch.cuda.is_available() else "cpu"
     quality = QualityLine(*(tuple(document["quality"][name]) for name in ("uncertainty", "predicted_dice")))
-    return SegmentationModel(run, network.to(device).eval(), quality)
+    return SegmentationModel(run, network.to(device).eval(), quality, digest)

@@ -52,7 +52,7 @@ def segment(ct: CtVolume, model: SegmentationModel, seed: int = 0, progress: boo
     mean, variance = sample_probabilities(hu, model, seed, progress)
     values = with_sides(mean.argmax(axis=0).astype(np.uint8), patient_from_grid)
     around = _surroundings(values)
-    labels = _on_ct(mean, around, patient_from_grid, ct)
+    labels = without_holes(_on_ct(mean, around, patient_from_grid, ct))
     voxel_cm3 = abs(float(np.linalg.det(ct.patient_from_voxel[:3, :3]))) / 1000
     counts = np.bincount(labels.ravel(), minlength=len(NAMES) + 1)
     figures = {}
@@ -148,6 +148,15 @@ def _on_ct(
             labels[is_best] = value
             best[is_best] = probability[is_best]
     return labels
+
+
+def without_holes(labels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Fill what a structure encloses on all sides: bones are solid here, marrow is part of them."""
+    solid = labels.copy()
+    for value, box in enumerate(ndimage.find_objects(labels), start=1):
+        if box is not None:
+            solid[box][ndimage.binary_fill_holes(labels[box] == value)] = value
+    return solid
 
 
 def _resampled(

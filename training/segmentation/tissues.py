@@ -15,7 +15,8 @@ from scipy import ndimage
 
 from training.anatomy.implant import metal_fraction
 from training.anatomy.implicit import local_from_voxel
-from training.anatomy.pelvis import PelvisPart, pelvis_parts
+from training.anatomy.pelvis import VOXEL_MM as PELVIS_VOXEL_MM
+from training.anatomy.pelvis import PelvisPart, pelvis_parts, pelvis_volumes
 from training.anatomy.phantom import NAMES, Phantom
 from training.anatomy.population import Subject, pelvis_rotation
 from training.anatomy.volume import Structure
@@ -96,10 +97,13 @@ def phantom_grid() -> tuple[tuple[int, int, int], NDArray[np.float64]]:
     return (size[2], size[1], size[0]), local_from_voxel(np.array(LOW_MM), VOXEL_MM)
 
 
-def tissues_of(phantom: Phantom) -> Tissues:
+def tissues_of(phantom: Phantom, sacrum: Structure | None = None) -> Tissues:
     """Fill a phantom into the grid, and add what it lacks for a CT: upper vertebrae, ribs, table, streaks of its metal.
 
     The additions are assumptions by eye. They are there so that a network sees bone that is none of its structures.
+
+    Args:
+        sacrum: of a person of the atlas, see `training.anatomy.atlas.sacrum_volume`; a phantom's is known by its place.
     """
     shape, matrix = phantom_grid()
     random = np.random.default_rng(phantom.subject.seed + 2)
@@ -112,19 +116,15 @@ def tissues_of(phantom: Phantom) -> Tissues:
         elif structure.name.endswith("_mineral"):
             channel = Tissue.MINERAL
         if structure.name == "pelvis_volume":
-            parts = _parts(phantom.subject, structure)
-            for channel, part in (
-                (Tissue.HIP, PelvisPart.HIP_BONE),
-                (Tissue.SACRUM, PelvisPart.SACRUM),
-                (Tissue.OTHER_BONE, PelvisPart.LUMBAR),
-            ):
-                alone = np.where(parts == part, structure.values, np.float32(0))
+            for channel, alone in _parts(phantom.subject, structure, sacrum):
                 add_structure(shares[channel], alone, structure.patient_from_voxel, matrix)
         elif channel is not None:
             add_structure(shares[channel], structure.values, structure.patient_from_voxel, matrix)
         if structure.name == "metal_volume":  # counts to the bone that bears it
             bearer = Tissue.FEMUR if id(structure.patient_from_voxel) in femora else Tissue.HIP
             add_structure(shares[bearer], structure.values, structure.patient_from_voxel, matrix)
+    if sacrum is not None:
+        _add_lumbar(shares, phantom.subject, matrix)
     _add_vertebrae(shares, phantom.subject, matrix)
     _add_ribs(shares, phantom.subject, matrix, random)
     _add_table(shares, random)
@@ -133,9 +133,21 @@ def tissues_of(phantom: Phantom) -> Tissues:
     return Tissues(shares, matrix)
 
 
-def _parts(subject: Subject, pelvis: Structure) -> NDArray[np.uint8]:
+def _parts(subject: Subject, pelvis: Structure, sacrum: Structure | None) -> list[tuple[Tissue, NDArray[np.float32]]]:
+    """Which bone of the pelvis fills what share of a voxel, each on the grid of the pelvis."""
+    if sacrum is not None:
+        sacral = np.minimum(sacrum.values, pelvis.values)
+        return [(Tissue.HIP, pelvis.values - sacral), (Tissue.SACRUM, sacral)]
     origin_mm = pelvis_rotation(subject).T @ pelvis.patient_from_voxel[:3, 3]
-    return pelvis_parts(subject.pelvis, pelvis.values, origin_mm)
+    parts = pelvis_parts(subject.pelvis, pelvis.values, origin_mm)
+    return [
+        (channel, np.where(parts == part, pelvis.values, np.float32(0)))
+        for channel, part in (
+            (Tissue.HIP, PelvisPart.HIP_BONE),
+            (Tissue.SACRUM, PelvisPart.SACRUM),
+            (Tissue.OTHER_BONE, PelvisPart.LUMBAR),
+        )
+    ]
 
 
 def add_structure(
@@ -165,6 +177,20 @@ def add_structure(
         channel[box].shape,
         order=1,
     )
+
+
+def _add_lumbar(shares: NDArray[np.float32], subject: Subject, matrix: NDArray[np.float64]) -> None:
+    """Put the phantom's lowest vertebrae, which the pelvis of the atlas lacks, above its sacrum."""
+    mineral, volume, origin_mm = pelvis_volumes(subject.pelvis, subject.pelvis_quality, subject.seed)
+    is_lumbar = pelvis_parts(subject.pelvis, volume, origin_mm) == PelvisPart.LUMBAR
+    place = np.eye(4)
+    place[:3, :3] = pelvis_rotation(subject)
+    place = place @ local_from_voxel(origin_mm, PELVIS_VOXEL_MM)
+    free = np.clip(1 - shares[Tissue.FEMUR : Tissue.OTHER_BONE + 1].sum(axis=0), 0, 1)
+    for channel, values in ((Tissue.OTHER_BONE, volume), (Tissue.MINERAL, mineral)):
+        added = np.zeros_like(free)
+        add_structure(added, np.where(is_lumbar, values, np.float32(0)), place, matrix)
+        shares[channel] += added * free
 
 
 def _add_vertebrae(shares: NDArray[np.float32], subject: Subject, matrix: NDArray[np.float64]) -> None:

@@ -13,7 +13,7 @@ from torch.utils.data import Dataset
 from training.config import Stage
 from training.engine import make_fabric
 from training.segmentation.config import SegmentationRun
-from training.segmentation.library import atlas_file, draw_example, phantom_file
+from training.segmentation.library import atlas_files, draw_example, phantom_file
 from training.segmentation.network import build_network, network_input
 from training.split import split_subjects
 from training.train import Task, Terms, fit
@@ -27,12 +27,13 @@ class Examples(Dataset[dict[str, Tensor]]):
     def __init__(self, run: SegmentationRun, library: Path) -> None:
         self.run, self.library = run, library
         self.subjects = split_subjects(run.phantoms.count, run.split).training
+        self.atlas = atlas_files(library, run.atlas)
 
     def __getitem__(self, number: int) -> dict[str, Tensor]:
         """`network_input` (2, z, y, x) and `target` (CLASSES, z, y, x)."""
         random = np.random.default_rng((self.run.seed, number))
         if random.random() < self.run.atlas.share:
-            file = atlas_file(self.library, int(random.integers(self.run.atlas.count)))
+            file = self.atlas[random.integers(len(self.atlas))]
         else:
             file = phantom_file(self.library, int(self.subjects[random.integers(len(self.subjects))]))
         example = draw_example(file, self.run.unet.patch, self.run.unet.voxel_mm, random)

@@ -1,0 +1,93 @@
+"""The model card, written from the figures of the evaluation so that no figure in it can differ from them."""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from training.segmentation.evaluate import FAILURE_DICE, Summary
+from training.segmentation.model import SegmentationModel
+
+_PHANTOMS = ("parametric phantoms (`training/anatomy`)", "Apache-2.0, as the code")
+_DRAWINGS = (
+    "label map of the Visible Human Female's hips (Andreassen 2023, doi:10.1038/s41597-022-01905-2; pelvis of GIAS3)",
+    "CC BY 4.0, MPL-2.0",
+)
+_PERSONS = ("femur shape model of 26 CTs and one subject's pelvis (GIAS3 examples)", "MPL-2.0")
+
+
+def write_card(model: SegmentationModel, summary: Summary, folder: Path) -> None:
+    """Write `MODEL_CARD.md` into the folder of a model."""
+    (folder / "MODEL_CARD.md").write_text(_card(model, summary), encoding="utf-8")
+
+
+def _card(model: SegmentationModel, summary: Summary) -> str:
+    """Render the card (Mitchell et al. 2019, doi:10.1145/3287560.3287596, shortened to what applies)."""
+    run, warning = model.run, summary.warning
+    net, how = run.unet, run.inference
+    area = "no AUROC" if warning.auroc is None else f"AUROC {warning.auroc:.3f}"
+    steps = sum(stage.steps for stage in run.network.stages)
+    sources = [_PHANTOMS, *[_DRAWINGS] * (run.atlas.count > 0), *[_PERSONS] * (run.atlas.persons > 0)]
+    return f"""# Model card: {run.name} {run.version}
+
+**Learned from simulated CT. Not a medical device; not for diagnosis.**
+
+## What it is
+A residual U-Net in 3D (MONAI) on voxels of {net.voxel_mm:g} mm, {steps} steps of {run.network.batch} cubes of {net.patch} voxels.
+It labels femora, hip bones and sacrum in a CT of the pelvis; sides are told by geometry afterwards. Dropout stays on for
+{how.samples} samples, whose spread predicts each structure's Dice; below {how.least_dice:g} the structure is flagged.
+
+## Intended use
+Labels for `python -m training hospital` where a CT has none. Every case that it labelled waits for a person who looks at its
+picture.
+
+## Data
+{run.phantoms.count} phantoms (seed {run.phantoms.seed}): {100 * run.split.validation:g} % for the line from spread to Dice,
+{100 * run.split.test:g} % for the figures below.
+{_atlas(model)}
+Energy, kernel, slice thickness, noise, contrast medium, metal streaks, pose and shape are drawn anew for each cube.
+
+| source of anatomy | licence |
+|---|---|
+{_rows(sources)}
+
+## Figures on held-out phantoms (simulated CT, not patients)
+| whole pelvis | mean Dice | least | n |
+|---|---|---|---|
+{_rows((name, f"{row['mean']:.3f}", f"{row['least']:.3f}", f"{row['n']:.0f}") for name, row in summary.pelvis_dice.items())}
+
+| single hip, scan | mean Dice |
+|---|---|
+{_rows((spoil.replace("_", " "), f"{dice:.3f}") for spoil, dice in summary.hip_dice.items())}
+
+Warning by spread, single hips of all scans: {warning.failures} of {warning.n} structures under Dice {FAILURE_DICE:g}, {area}.
+Predicted and true Dice agree with r {warning.pearson_r:.3f}, mean error {warning.mean_absolute_error:.3f}.
+{_real(summary)}
+## Known limits
+- Bones of phantoms are smoother and more alike than people's; vertebrae above the sacrum, ribs and couch are rough copies.
+- Of patients' CTs it has seen none in training.
+"""
+
+
+def _atlas(model: SegmentationModel) -> str:
+    atlas = model.run.atlas
+    if not atlas.share:
+        return "No real anatomy."
+    return (
+        f"{100 * atlas.share:g} % of the cubes come from real anatomy: {atlas.count} drawings of a label map's mineral,"
+        f" {atlas.persons} persons with femora of a shape model and a real pelvis."
+    )
+
+
+def _real(summary: Summary) -> str:
+    if not summary.real_ct:
+        return ""
+    rows = ((n, f"{row['dice']:.3f}", f"{row['predicted_dice']:.3f}") for n, row in summary.real_ct.items())
+    return f"""
+## One CT of a patient, against the label map that came with it
+| structure | Dice | predicted |
+|---|---|---|
+{_rows(rows)}
+"""
+
+
+def _rows(rows: Iterable[Iterable[str]]) -> str:
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
