@@ -468,7 +468,7 @@ def test_the_shipped_configuration_is_sound() -> None:
     [
         ("patch = 72", "patch = 50", "unet.patch: expected a multiple of 8"),
         ("dropout = 0.1", "dropout = 1.0", "unet.dropout: expected from 0 to below 1"),
-        ("samples = 6", "samples = 0", "inference.samples: expected at least 1"),
+        ("samples = 4", "samples = 0", "inference.samples: expected at least 1"),
         ("voxel_mm = 2.0", "voxel_cm = 2.0", "unet: unknown key 'voxel_cm'"),
         ("persons = 18", "persons = -1", "atlas: expected a count and persons of at least 0"),
         (ATLAS_LINES, "[atlas]", "atlas.count: expected at least 1, or atlas.persons"),
