@@ -32,7 +32,7 @@ from training.segmentation.evaluate import (
     write_summary,
 )
 from training.segmentation.library import load_tissues, make_library, phantom_file
-from training.segmentation.model import SHIPPED, load_model
+from training.segmentation.model import load_model
 from training.segmentation.model_card import write_card
 from training.segmentation.phantom_ct import pelvis_case
 from training.segmentation.picture import draw_slices, draw_warning
@@ -110,7 +110,7 @@ def evaluate(
 @app.command()
 def predict(
     ct: Annotated[Path, typer.Argument(help="NIfTI file, or folder with one DICOM CT series.", metavar="CT")],
-    model: Annotated[Path, typer.Option("--model", "-m", help="Folder of a segmentation model.")] = SHIPPED,
+    model: Annotated[Path, typer.Option("--model", "-m", help="Folder of a segmentation model.")] = _FOLDER / "model",
     output: Annotated[Path, typer.Option("--output", "-o", help="NIfTI file to write; names go beside it.")] = Path(
         "labels.nii.gz"
     ),

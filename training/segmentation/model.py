@@ -16,8 +16,6 @@ from training.segmentation.config import SegmentationRun
 from training.segmentation.network import build_network
 from training.segmentation.quality import QualityLine
 
-SHIPPED = Path(__file__).resolve().parents[1] / "models" / "segmentation"
-"""Where the model lies that comes with the package."""
 FORMAT = 2
 
 
