@@ -21,11 +21,12 @@ from training.augment import random_conditions
 from training.cases import RegionCase
 from training.evaluate import taking
 from training.projection.radiograph import Detector, Exposure, VendorProcessing
-from training.statistics import Values, bootstrap_intervals
+from training.statistics import bootstrap_intervals, r_and_rmse
 
-QUANTITY = "areal_bmd_g_cm2"
+_QUANTITY = "areal_bmd_g_cm2"
 _SHOWN = 16
-_COLOURS = {"bone": "#4f8ef7", "pose": "#f3a712", "body": "#8bbf4d", "technique": "#e4572e"}
+"""Bars in the picture."""
+_COLOURS = {"bone": "#4f8ef7", "pelvis": "#29b6c5", "pose": "#f3a712", "body": "#8bbf4d", "technique": "#e4572e"}
 _BANDS = ("fine", "middle", "coarse")
 _FEWEST = 20
 """Cases: below, any property seems to explain something."""
@@ -36,7 +37,7 @@ class Attribution:
     """One property, and how the errors go with it."""
 
     group: str
-    """"bone", "pose", "body" or "technique"."""
+    """A key of `_COLOURS`."""
     name: str
     pearson_r: float
     """Of the property with the error's logarithm, prediction over truth; its square is a share of the errors' variance."""
@@ -44,10 +45,8 @@ class Attribution:
     """95 %, by drawing persons."""
 
 
-def attribute(
-    cases: Iterable[RegionCase], population_seed: int, seed: int, region: Region = Region.TOTAL_HIP
-) -> list[Attribution]:
-    """Correlate the errors of measured native hips with all that was drawn for them, largest first.
+def attribute(cases: Iterable[RegionCase], population_seed: int, seed: int) -> list[Attribution]:
+    """Correlate the errors of the total hip's areal BMD with every number that was drawn for a native hip, largest first.
 
     Args:
         cases: of `evaluate`, one radiograph a hip.
@@ -57,29 +56,35 @@ def attribute(
     Returns:
         Nothing where there are fewer than `_FEWEST` cases.
     """
-    own = [case for case in cases if case.region == region.value and case.kind == "native" and not case.refused]
+    own = [
+        case for case in cases if case.region == Region.TOTAL_HIP.value and case.kind == "native" and not case.refused
+    ]
     if len(own) < _FEWEST:
         return []
-    errors = np.log([case.prediction[QUANTITY] / case.truth[QUANTITY] for case in own])
+    errors = np.log([case.prediction[_QUANTITY] / case.truth[_QUANTITY] for case in own])
     persons = np.array([case.subject for case in own], np.int64)
     drawn = [properties(draw_subject(population_seed, case.subject), case.side, seed) for case in own]
     found = []
     for group, name in drawn[0]:
         values = np.array([one[group, name] for one in drawn])
         if values.std() > 0:
-            low, high = bootstrap_intervals(_correlation, persons, values, errors)[0]
-            r = float(_correlation(values, errors)[0])
-            found.append(Attribution(group, name, r, (float(low), float(high))))
+            low, high = bootstrap_intervals(r_and_rmse, persons, values, errors)[0]
+            found.append(Attribution(group, name, float(r_and_rmse(values, errors)[0]), (float(low), float(high))))
     return sorted(found, key=lambda one: -abs(one.pearson_r))
 
 
 def properties(subject: Subject, side: str, seed: int) -> dict[tuple[str, str], float]:
-    """(group, name) -> value of all that one hip and its radiograph in `evaluate` were drawn with."""
+    """(group, name) -> value: the numbers that one hip and its radiograph in `evaluate` were drawn with."""
     is_left = side == "L"
     hip, own = subject.hips[is_left], _numbers(subject)
     _, exposure, processing = random_conditions(taking(seed, 2 * subject.index + is_left))
     table = {
         "bone": _numbers(hip.femur) | _numbers(hip.quality) | {"yellow_marrow": subject.yellow_marrow},
+        "pelvis": {
+            name: value
+            for name, value in (_numbers(subject.pelvis) | _numbers(subject.pelvis_quality)).items()
+            if name != "cortical_density_g_cm3"  # that of the femur
+        },
         "pose": _numbers(hip.pose) | {name: value for name, value in own.items() if name.startswith("pelvic_")},
         "body": _numbers(subject.body)
         | {name: own[name] for name in ("age_years", "height_cm", "bmi_kg_m2")}
@@ -120,11 +125,6 @@ def _numbers(drawn: Any) -> dict[str, float]:
         for name, value in values.items()
         if isinstance(value, int | float) and not isinstance(value, bool)
     }
-
-
-def _correlation(values: Values, errors: Values) -> Values:
-    spread = values.std() * errors.std()
-    return np.array([((values - values.mean()) * (errors - errors.mean())).mean() / spread if spread > 0 else 0.0])
 
 
 def _draw(shown: list[Attribution], png: Path) -> None:

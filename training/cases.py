@@ -1,6 +1,8 @@
 """What was true of a held-out hip, and what was read: the line of an evaluation."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+
+from dicomnode.domain.radiograph import UNSTATED, Technique
 
 QUANTITY_LABELS = {
     "areal_bmd_g_cm2": "aBMD, g/cm²",
@@ -35,5 +37,5 @@ class RegionCase:
     """Quantity of `CANONICAL` -> what the decomposition reads alone."""
     regressed: dict[str, float]
     """The same of direct regression; empty in a bundle without a regressor."""
-    technique: dict[str, float] = field(default_factory=dict)
-    """Attribute of `domain.radiograph.Technique` -> what the header states; what it does not state is not there."""
+    technique: Technique = UNSTATED
+    """What the header states of the exposure."""

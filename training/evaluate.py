@@ -165,7 +165,7 @@ def region_cases(
             spread=spread,
             decomposed=_values(decomposition, Method.DECOMPOSITION, region),
             regressed=_values(decomposition, Method.REGRESSION, region),
-            technique={name: float(value) for name, value in asdict(technique).items() if value is not None},
+            technique=technique,
         )
 
 
@@ -309,8 +309,9 @@ def write_evaluation(folder: Path, cases: list[RegionCase], summary: Summary) ->
         writer = csv.writer(file)
         writer.writerow([*plain, *(f"{part}_{name}" for part, names in tables.items() for name in names)])
         for case in cases:
-            figures = [getattr(case, part).get(name) for part, names in tables.items() for name in names]
-            writer.writerow([*(getattr(case, name) for name in plain), *figures])
+            row = asdict(case)
+            figures = [row[part].get(name) for part, names in tables.items() for name in names]
+            writer.writerow([*(row[name] for name in plain), *figures])
     measured = [case for case in cases if case.kind == "native" and not case.refused]
     _plot(folder / "scatter.png", measured, summary, _draw_scatter)
     _plot(folder / "bland_altman.png", measured, summary, _draw_bland_altman)

@@ -22,7 +22,7 @@ from dicomnode.inference.bundle import FORMAT, Bundle, Intervals, Limits, frame_
 from dicomnode.inference.channels import CANONICAL as STATED
 from dicomnode.inference.channels import CHANNELS, LOCATOR_CHANNELS, REGIONAL_VERDICTS, REGIONS, VERDICTS
 from dicomnode.inference.predictor import Predictor
-from dicomnode.inference.technique import CORRECTED, FACTORS
+from dicomnode.inference.technique import CORRECTED, FACTORS, departures
 from training.attribution import attribute, write_attributions
 from training.cases import CANONICAL, PROJECTED, RegionCase
 from training.config import RunConfiguration
@@ -112,16 +112,16 @@ def export(
         evaluate, pairs=pairs, subjects=split.validation, seed=run.seed, radiographs=_VALIDATION_RADIOGRAPHS
     )
     files = {name: weights / f"{name}.pt" for name in document["networks"]}
-    as_trained = _weighed(folder, document, files, {}, np.zeros((len(REGIONS), len(STATED))))
+    as_trained = _weighed(
+        folder, document, files, {}, np.zeros((len(REGIONS), len(STATED))), *technique_corrections([])
+    )
     open_cases, _ = validate(_open(folder, as_trained))
     require_readings(open_cases)
     corrections, usual = technique_corrections(open_cases)
-    document |= {
-        "usual_technique": usual,
-        "corrections": {network: _by_factor(table) for network, table in corrections.items()},
-    }
     open_cases = [corrected_case(case, corrections, usual) for case in open_cases]
-    document = _weighed(folder, document, files, systematic_errors(open_cases), regressed_shares(open_cases))
+    document = _weighed(
+        folder, document, files, systematic_errors(open_cases), regressed_shares(open_cases), corrections, usual
+    )
     opened = _open(folder, document)
     open_cases, readings = validate(opened)
     intervals, refitted = find_intervals(open_cases), list[str]()
@@ -152,12 +152,21 @@ def _weighed(
     files: Mapping[str, Path],
     offsets: Mapping[str, NDArray[np.float64]],
     shares: NDArray[np.float64],
+    corrections: Mapping[str, NDArray[np.float64]],
+    usual: Mapping[str, float],
 ) -> dict[str, Any]:
-    """Write the weights, recentred; returns the document that knows of offsets and shares."""
+    """Write the weights, recentred; returns the document that knows of offsets, shares and corrections."""
     digest = write_weights(files, folder / "weights.safetensors", offsets)
     recentred = {network: _by_region(values, 4) for network, values in offsets.items()}
     provenance = {**document["provenance"], "recentred_by": recentred}
-    return {**document, "weights_sha256": digest, "regressed": _by_region(shares, 3), "provenance": provenance}
+    return {
+        **document,
+        "weights_sha256": digest,
+        "regressed": _by_region(shares, 3),
+        "corrections": {network: _by_factor(table) for network, table in corrections.items()},
+        "usual_technique": dict(usual),
+        "provenance": provenance,
+    }
 
 
 def _by_region(table: NDArray[np.float64], digits: int) -> dict[str, dict[str, float]]:
@@ -186,18 +195,26 @@ def technique_corrections(cases: list[RegionCase]) -> tuple[dict[str, NDArray[np
         Network -> (factors of `technique.CORRECTED`, regions, quantities) to add to its logarithms per unit of each factor; and
         factor -> its mean over the radiographs, about which it counts.
     """
-    read = [case for case in cases if case.kind == "native" and not case.refused and case.technique]
-    usual = {name: round(float(np.mean([case.technique[name] for case in read] or [0.0])), 4) for name in CORRECTED}
+    read = [
+        case
+        for case in cases
+        if case.kind == "native"
+        and not case.refused
+        and None not in [getattr(case.technique, name) for name in CORRECTED]
+    ]
+    usual = {
+        name: round(float(np.mean([getattr(case.technique, name) for case in read] or [0.0])), 4) for name in CORRECTED
+    }
     tables = {network: np.zeros((len(CORRECTED), len(REGIONS), len(STATED))) for network in _READ_BY}
     for (network, part), (row, region) in product(_READ_BY.items(), enumerate(REGIONS)):
         own = [case for case in read if case.region == region.value and getattr(case, part)]
         if not own:
             continue
-        factors = np.array([[case.technique[name] - usual[name] for name in CORRECTED] + [1.0] for case in own])
+        factors = np.array([[*departures(case.technique, usual), 1.0] for case in own], np.float64)
         for column, (name, _) in enumerate(STATED):
             errors = [np.log(case.truth[name] / getattr(case, part)[name]) for case in own]
             # Where a factor was not varied nothing can be said of it: the least of all solutions has 0 there.
-            tables[network][:, row, column] = np.linalg.lstsq(factors, np.array(errors), rcond=1e-9)[0][:-1]
+            tables[network][:, row, column] = np.linalg.lstsq(factors, np.array(errors), rcond=1e-6)[0][:-1]
     return tables, usual
 
 
@@ -205,8 +222,7 @@ def corrected_case(
     case: RegionCase, corrections: Mapping[str, NDArray[np.float64]], usual: Mapping[str, float]
 ) -> RegionCase:
     """The case as it would have been read with the corrections: what each network reads alone."""
-    departure = np.array([case.technique[name] - usual[name] if name in case.technique else 0.0 for name in CORRECTED])
-    row = [region.value for region in REGIONS].index(case.region)
+    departure, row = departures(case.technique, usual), REGIONS.index(Region(case.region))
 
     def moved(network: str) -> dict[str, float]:
         shifts = dict(zip((name for name, _ in STATED), departure @ corrections[network][:, row], strict=True))
@@ -364,10 +380,6 @@ def _document(
         "intensity_transform": intensity.VERSION,
         "channels": [{"name": name, "unit": unit} for name, unit in CHANNELS],
         "verdicts": [*VERDICTS, *REGIONAL_VERDICTS],
-        "usual_technique": dict.fromkeys(CORRECTED, 0.0),
-        "corrections": {
-            network: _by_factor(np.zeros((len(CORRECTED), len(REGIONS), len(STATED)))) for network in _READ_BY
-        },
         "technique": list(FACTORS),
         "canonical": [{"name": name, "unit": unit} for name, unit in STATED],
         "locator_channels": [{"name": name, "unit": unit} for name, unit in LOCATOR_CHANNELS],

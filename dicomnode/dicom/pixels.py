@@ -26,6 +26,7 @@ _VOLTAGE_RANGE_KV = (20.0, 160.0)
 _MOST_COPPER_MM = 3.0
 """More is no filter of diagnostic radiography, but another unit."""
 _WORDS_OF_COPPER = re.compile(r"(\d+(?:\.\d+)?)\s*(?:MM\s*)?CU\b")
+"""Millimetres before the element, as makers write them into Filter Type (0018,1160), which has no defined terms for this."""
 _MAGNIFICATION_RANGE = (1.0, 3.0)
 """Below 1 the patient would lie behind the detector."""
 

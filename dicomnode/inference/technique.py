@@ -6,6 +6,7 @@ voltage. Filter and phosphor shift all figures alike, so that a factor for each,
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,8 +17,8 @@ FACTORS = ("voltage", "known")
 """Of the vector that the network takes: the voltage about `_CENTRE_KV` in units of `_UNIT_KV`, and whether it is known."""
 CORRECTED = ("copper_mm", "storage_phosphor")
 """Attributes of `domain.radiograph.Technique` that figures are corrected for."""
-TRAINED_COPPER_MM = (0.0, 0.2)
-"""As `TRAINED_KV`."""
+MOST_TRAINED_COPPER_MM = 0.2
+"""More is corrected as this much, and the result says so."""
 TRAINED_KV = (65, 95)
 """Voltages that radiographs for training are taken with. Beyond, the nearer end is told, and the result says so."""
 _CENTRE_KV = 80.0
@@ -38,12 +39,10 @@ def departures(stated: Technique, usual: Mapping[str, float]) -> NDArray[np.floa
     Args:
         usual: name of `CORRECTED` -> mean over the radiographs that the corrections were fitted to.
     """
-    told = {"copper_mm": stated.copper_mm, "storage_phosphor": stated.storage_phosphor}
-    if told["copper_mm"] is not None:
-        told["copper_mm"] = min(max(told["copper_mm"], TRAINED_COPPER_MM[0]), TRAINED_COPPER_MM[1])
-    return np.array(
-        [0.0 if (value := told[name]) is None else float(value) - usual[name] for name in CORRECTED], np.float32
-    )
+    if stated.copper_mm is not None:
+        stated = replace(stated, copper_mm=min(stated.copper_mm, MOST_TRAINED_COPPER_MM))
+    values = ((name, getattr(stated, name)) for name in CORRECTED)
+    return np.array([0.0 if value is None else value - usual[name] for name, value in values], np.float32)
 
 
 def technique_notes(stated: Technique) -> tuple[str, ...]:
@@ -56,9 +55,9 @@ def technique_notes(stated: Technique) -> tuple[str, ...]:
         notes.append(
             f"The tube voltage is {stated.kilovolt:g} kV, the model knows {low:g} to {high:g} kV; so the figures are less certain."
         )
-    if stated.copper_mm is not None and stated.copper_mm > TRAINED_COPPER_MM[1]:
+    if stated.copper_mm is not None and stated.copper_mm > MOST_TRAINED_COPPER_MM:
         notes.append(
-            f"The beam was filtered by {stated.copper_mm:g} mm of copper, the model knows up to {TRAINED_COPPER_MM[1]:g} mm;"
+            f"The beam was filtered by {stated.copper_mm:g} mm of copper, the model knows up to {MOST_TRAINED_COPPER_MM:g} mm;"
             " so the figures are less certain."
         )
     return tuple(notes)

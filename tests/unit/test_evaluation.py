@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from dicomnode.domain.measurement import Region
+from dicomnode.domain.radiograph import Technique
 from dicomnode.errors import ConfigurationError
 from dicomnode.inference.bundle import Intervals
 from dicomnode.inference.channels import CANONICAL as STATED
@@ -52,10 +53,12 @@ def some_cases(count: int = 60, sd: float = 0.03) -> list[RegionCase]:
             spread = {name: float(rng.uniform(0.5, 2) * sd) for name in CANONICAL}
             prediction = {name: truth[name] * float(np.exp(rng.normal(0, spread[name]))) for name in CANONICAL}
             prediction[PROJECTED] = truth[PROJECTED] + float(rng.normal(0, sd))
-            alone = [
+            decomposed, regressed = (
                 {name: truth[name] * float(np.exp(rng.normal(0, times * sd))) for name in CANONICAL} for times in (3, 4)
-            ]
-            cases.append(RegionCase(number, "R", region.value, "native", "", truth, prediction, spread, *alone))
+            )
+            cases.append(
+                RegionCase(number, "R", region.value, "native", "", truth, prediction, spread, decomposed, regressed)
+            )
     refused = dict.fromkeys(QUANTITY_LABELS, 0.8)
     cases.append(RegionCase(count, "L", Region.TOTAL_HIP.value, "implant", "implant", refused, {}, {}, {}, {}))
     return cases
@@ -125,7 +128,7 @@ def test_corrections_find_what_copper_and_phosphor_shift_and_take_it_away() -> N
             part: {name: value * (factor if name != "area_cm2" else 1.0) for name, value in getattr(case, part).items()}
             for part, factor in (("decomposed", seen), ("regressed", straight))
         }
-        technique = {"kilovolt": 80.0, "copper_mm": copper, "storage_phosphor": storage}
+        technique = Technique(80.0, copper, bool(storage))
         cases.append(
             replace(case, decomposed=shifted["decomposed"], regressed=shifted["regressed"], technique=technique)
         )
@@ -141,7 +144,7 @@ def test_corrections_find_what_copper_and_phosphor_shift_and_take_it_away() -> N
     assert tables["decomposer"][CORRECTED.index("storage_phosphor")][place[1:]] == pytest.approx(-0.02, abs=0.01)
     assert tables["decomposer"][0, :, [name for name, _ in STATED].index("area_cm2")] == pytest.approx(0, abs=0.04)
     again, _ = technique_corrections([corrected_case(case, tables, usual) for case in cases])
-    assert all(np.abs(table).max() < 1e-6 for table in again.values())
+    assert all(np.abs(table).max() < 1e-5 for table in again.values())
 
 
 def test_where_no_header_says_anything_nothing_is_corrected() -> None:
@@ -149,7 +152,7 @@ def test_where_no_header_says_anything_nothing_is_corrected() -> None:
     assert all((table == 0).all() for table in tables.values())
     case = some_cases()[0]
     assert corrected_case(case, tables, usual) == case
-    alike = [replace(case, technique={"copper_mm": 0.0, "storage_phosphor": 0.0}) for case in some_cases()]
+    alike = [replace(case, technique=Technique(None, 0.0, False)) for case in some_cases()]
     tables, _ = technique_corrections(alike)
     assert all((table == 0).all() for table in tables.values())  # a factor that was not varied
 

@@ -43,7 +43,7 @@ class FakePredictor:
         IDENTITY, LIMITS, Intervals({"total_hip": {"areal_bmd_g_cm2": 2.0}}, {"total_hip": 0.05})
     )
     told: list[Technique] = field(default_factory=list)
-    """Tube voltages that came with the hips."""
+    """What the headers stated, hip by hip."""
 
     def locate(self, image: Any, spacing_mm: Any) -> list[HipCandidate]:
         return [HipCandidate(side, (100.0, 100.0), 0.9) for side in self.found]

@@ -26,7 +26,7 @@ from training.anatomy.landmarks import find_landmarks
 from training.anatomy.mesh import Mesh, UnusableMesh, depth_mm, volume_fraction
 from training.anatomy.pelvis import SOFTENING, PelvisQuality
 from training.anatomy.pelvis import VOXEL_MM as PELVIS_VOXEL_MM
-from training.anatomy.phantom import NAMES, Phantom, body_structures, patient_from_femur
+from training.anatomy.phantom import NAMES, Phantom, body_structures, patient_from_femur, patient_from_pelvis
 from training.anatomy.population import Hip, Subject, draw_subject, pelvis_rotation
 from training.anatomy.volume import Structure
 
@@ -341,9 +341,7 @@ def _pelvis_structures(
         parameters = _pelvic_parameters(subject, subject.pelvis_quality)
         _fill_pelvis(mineral, fraction, depth, origin, PELVIS_VOXEL_MM, parameters, *lattices)
         volume += fraction
-    matrix = np.eye(4)
-    matrix[:3, :3] = pelvis_rotation(subject)
-    matrix = matrix @ local_from_voxel(origin, PELVIS_VOXEL_MM)
+    matrix = patient_from_pelvis(subject) @ local_from_voxel(origin, PELVIS_VOXEL_MM)
     return [
         Structure("pelvis_mineral", mineral, "g/cm3", matrix),
         Structure("pelvis_volume", np.minimum(volume, 1.0), "1", matrix),

@@ -24,7 +24,7 @@ from training.anatomy.body import MUSCLE_G_CM3
 from training.anatomy.femur import femur_volumes, landmarks
 from training.anatomy.implicit import local_from_voxel, plate
 from training.anatomy.pelvis import enclosing_balls, pelvis_volumes, scaled_points
-from training.anatomy.phantom import THIGH_MM, body_structures, patient_from_femur, thigh_capsule
+from training.anatomy.phantom import THIGH_MM, body_structures, patient_from_femur, patient_from_pelvis, thigh_capsule
 from training.anatomy.population import Hip, Subject, pelvis_rotation
 
 FEMUR_VOXEL_MM = 2.0
@@ -274,8 +274,7 @@ def bone_share(
 ) -> NDArray[np.float32]:
     """(z, y, x) share of each voxel of a grid that bones take up; keeps the bones' volume but for what overlaps."""
     share = np.zeros(shape, np.float32)
-    turn = np.eye(4)
-    turn[:3, :3] = pelvis_rotation(subject)
+    turn = patient_from_pelvis(subject)
     bones = [
         (motions[hip.side], FEMUR_VOXEL_MM, femur_volumes(hip.femur, hip.quality, hip.seed, FEMUR_VOXEL_MM))
         for hip in subject.hips

@@ -65,6 +65,13 @@ def make_phantom(subject: Subject) -> Phantom:
     return Phantom(subject, tuple(structures), points, motions)
 
 
+def patient_from_pelvis(subject: Subject) -> NDArray[np.float64]:
+    """4 x 4: pelvis frame to patient frame."""
+    matrix = np.eye(4)
+    matrix[:3, :3] = pelvis_rotation(subject)
+    return matrix
+
+
 def patient_from_femur(subject: Subject, hip: Hip) -> NDArray[np.float64]:
     """4 x 4: femur frame to patient frame. A right hip is a left one, mirrored."""
     sign = 1.0 if hip.side is Side.LEFT else -1.0
@@ -129,8 +136,7 @@ def _pelvis_structures(subject: Subject) -> list[Structure]:
         joint_space_mm=narrowed(subject.pelvis.joint_space_mm, max(hip.osteoarthritis for hip in subject.hips)),
     )
     mineral, volume, origin = pelvis_volumes(shape, subject.pelvis_quality, subject.seed)
-    motion = np.eye(4)
-    motion[:3, :3] = pelvis_rotation(subject)
+    motion = patient_from_pelvis(subject)
     matrix = motion @ local_from_voxel(origin, PELVIS_VOXEL_MM)
     structures = []
     for hip in subject.hips:

@@ -36,8 +36,9 @@ class Rung:
     """Fields of `Exposure`."""
     processing: VendorProcessing | None = None
     stated_off_kv: float | None = 0.0
-    states_filters: bool = True
     """How far the header's tube voltage lies from that of the exposure; None: it states none."""
+    states_filters: bool = True
+    """Whether it states filter and detector."""
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from scipy.linalg import toeplitz
 from scipy.optimize import nnls
 
 from dicomnode.domain.radiograph import Technique
-from dicomnode.inference.technique import TRAINED_KV
+from dicomnode.inference.technique import MOST_TRAINED_COPPER_MM, TRAINED_KV
 from training.projection.attenuation import mass_attenuation_cm2_g, tungsten_spectrum
 
 MATERIALS = ("soft", "adipose", "mineral", "metal")
@@ -124,7 +124,7 @@ def random_exposure(rng: np.random.Generator) -> Exposure:
     return Exposure(
         kilovolt=int(rng.integers(TRAINED_KV[0], TRAINED_KV[1] + 1)),
         added_al_mm=float(rng.choice([0.0, 0.0, 0.5, 1.0])),
-        added_cu_mm=float(rng.choice([0.0, 0.0, 0.1, 0.2])),
+        added_cu_mm=float(rng.choice([0.0, 0.0, 0.1, MOST_TRAINED_COPPER_MM])),
         detector=list(Detector)[int(rng.choice(3, p=[0.6, 0.15, 0.25]))],
         detector_kerma_ugy=_log_uniform(rng, 0.8, 8.0),
         dqe=float(rng.uniform(0.25, 0.7)),

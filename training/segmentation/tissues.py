@@ -17,7 +17,7 @@ from training.anatomy.implant import metal_fraction
 from training.anatomy.implicit import local_from_voxel
 from training.anatomy.pelvis import VOXEL_MM as PELVIS_VOXEL_MM
 from training.anatomy.pelvis import PelvisPart, pelvis_parts, pelvis_volumes
-from training.anatomy.phantom import NAMES, Phantom
+from training.anatomy.phantom import NAMES, Phantom, patient_from_pelvis
 from training.anatomy.population import Subject, pelvis_rotation
 from training.anatomy.volume import Structure
 from training.projection.attenuation import mass_attenuation_cm2_g
@@ -183,9 +183,7 @@ def _add_lumbar(shares: NDArray[np.float32], subject: Subject, matrix: NDArray[n
     """Put the phantom's lowest vertebrae, which the pelvis of the atlas lacks, above its sacrum."""
     mineral, volume, origin_mm = pelvis_volumes(subject.pelvis, subject.pelvis_quality, subject.seed)
     is_lumbar = pelvis_parts(subject.pelvis, volume, origin_mm) == PelvisPart.LUMBAR
-    place = np.eye(4)
-    place[:3, :3] = pelvis_rotation(subject)
-    place = place @ local_from_voxel(origin_mm, PELVIS_VOXEL_MM)
+    place = patient_from_pelvis(subject) @ local_from_voxel(origin_mm, PELVIS_VOXEL_MM)
     free = np.clip(1 - shares[Tissue.FEMUR : Tissue.OTHER_BONE + 1].sum(axis=0), 0, 1)
     for channel, values in ((Tissue.OTHER_BONE, volume), (Tissue.MINERAL, mineral)):
         added = np.zeros_like(free)
