@@ -4,6 +4,9 @@ from typing import Any
 
 from dicomnode.domain.measurement import TrainingData
 from training.cases import QUANTITY_LABELS
+from training.markdown import table
+
+_AGREEMENT = ("n", "Pearson r", "ICC(2,1)", "slope", "SEE", "RMSE", "MAE", "bias", "limits of agreement")
 
 
 def model_card(document: dict[str, Any]) -> str:
@@ -19,9 +22,7 @@ Not a medical device; not for diagnosis, and not for ruling out low bone density
 A locator that finds femoral heads on an overview, and a residual U-Net that decomposes one hip ({document["frame"]["rows"]} x
 {document["frame"]["columns"]} pixels of {document["frame"]["spacing_mm"]} mm in the object plane) into:
 
-| channel | unit |
-|---|---|
-{_rows((channel["name"], channel["unit"]) for channel in document["channels"])}
+{table(("channel", "unit"), ((channel["name"], channel["unit"]) for channel in document["channels"]))}
 
 In the maps bone density is mineral mass over area as projected in the pose of the radiograph. From maps and features the
 network states each region's areal BMD, area and volumetric BMD in the **canonical (DXA) pose**, each with a spread that the
@@ -37,9 +38,7 @@ The phantoms (seed {run["pairs"]["seed"]}), two hips each, are split into
 training {split["training"]}, validation {split["validation"]}, test {split["test"]}.
 Tube voltage, filtration, detector, dose, scatter and the vendor's processing are drawn anew for each example.
 {_real_data(provenance)}
-| source of anatomy | licence |
-|---|---|
-{_rows((source["name"], source["licence"]) for source in provenance["sources"])}
+{table(("source of anatomy", "licence"), ((source["name"], source["licence"]) for source in provenance["sources"]))}
 
 ## Figures on held-out phantoms ({figures["data"]})
 {_agreement(figures)}
@@ -51,9 +50,7 @@ Share of true figures inside the 90 % prediction interval:
 
 What became of each kind of hip, judged by the total hip:
 
-| kind | hips by outcome |
-|---|---|
-{_rows((kind, ", ".join(f"{n} {reason}" for reason, n in sorted(counts.items()))) for kind, counts in figures["refusals"].items())}
+{_outcomes(figures["refusals"])}
 
 {_whole(figures["whole_radiographs"])}
 {_real(figures.get("real"))}## Known limits
@@ -129,10 +126,6 @@ def _real(real: dict[str, Any] | None) -> str:
     if real is None:
         return ""
     regions = ", ".join(region.replace("_", " ") for region in real["intervals_from_real_hips"]) or "no region"
-    outcomes = _rows(
-        (kind, ", ".join(f"{n} {reason}" for reason, n in sorted(counts.items())))
-        for kind, counts in real["refusals"].items()
-    )
     return f"""
 ## Figures on held-out patients ({real["data"]})
 {real["patients"]} patients, {real["hips"]} hips. Prediction intervals were set from real validation hips for {regions},
@@ -142,9 +135,7 @@ from phantoms else.
 
 {_coverage(real)}
 
-| kind | hips by outcome |
-|---|---|
-{outcomes}
+{_outcomes(real["refusals"])}
 
 {_dxa(real["dxa"])}
 """
@@ -153,37 +144,37 @@ from phantoms else.
 def _dxa(makers: dict[str, Any]) -> str:
     if not makers:
         return "Too few of these hips have a DXA reading to compare with (three per maker and region are needed)."
-    lines = [
-        "Canonical areal BMD, on CT's scale, against DXA:",
-        "",
-        "| maker | region | n | Pearson r | ICC(2,1) | slope | SEE | RMSE | MAE | bias | limits of agreement |",
-        "|---" * 11 + "|",
-    ]
-    for maker, table in makers.items():
-        lines += [f"| {maker} | {region.replace('_', ' ')} | {_row(a)} |" for region, a in table.items()]
-    return "\n".join(lines)
+    rows = (
+        (maker, region.replace("_", " "), *_row(a))
+        for maker, regions in makers.items()
+        for region, a in regions.items()
+    )
+    agreement = table(("maker", "region", *_AGREEMENT), rows)
+    return f"Canonical areal BMD, on CT's scale, against DXA:\n\n{agreement}"
 
 
 def _agreement(figures: dict[str, Any]) -> str:
-    head = (
-        "| region | quantity | n | Pearson r | ICC(2,1) | slope | SEE | RMSE | MAE | bias | limits of agreement |\n"
-        + "|---" * 11
-        + "|"
+    rows = (
+        (region.replace("_", " "), QUANTITY_LABELS[name], *_row(a))
+        for region, quantities in figures["agreement"].items()
+        for name, a in quantities.items()
     )
-    lines = [
-        f"| {region.replace('_', ' ')} | {QUANTITY_LABELS[name]} | {_row(a)} |"
-        for region, table in figures["agreement"].items()
-        for name, a in table.items()
-    ]
-    return "\n".join([head, *lines])
+    return table(("region", "quantity", *_AGREEMENT), rows)
 
 
-def _row(a: dict[str, Any]) -> str:
+def _row(a: dict[str, Any]) -> list[str]:
+    """Cells of `_AGREEMENT`."""
     low, high = a["limits_of_agreement"]
-    return (
-        f"{a['n']} | {a['pearson_r']:.3f} | {a['icc']:.3f} | {a['slope']:.3f} | {a['see']:.3g} | {a['rmse']:.3g} "
-        f"| {a['mae']:.3g} | {a['bias']:+.2g} | {low:.3g} to {high:.3g}"
+    ratios = [f"{a[name]:.3f}" for name in ("pearson_r", "icc", "slope")]
+    errors = [f"{a[name]:.3g}" for name in ("see", "rmse", "mae")]
+    return [str(a["n"]), *ratios, *errors, f"{a['bias']:+.2g}", f"{low:.3g} to {high:.3g}"]
+
+
+def _outcomes(refusals: dict[str, Any]) -> str:
+    rows = (
+        (kind, ", ".join(f"{n} {reason}" for reason, n in sorted(counts.items()))) for kind, counts in refusals.items()
     )
+    return table(("kind", "hips by outcome"), rows)
 
 
 def _whole(whole: dict[str, Any]) -> str:
@@ -192,11 +183,8 @@ def _whole(whole: dict[str, Any]) -> str:
     lines = [
         "On whole radiographs, from locator to figure, judged by the total hip:",
         "",
-        "| kind | hips by outcome |",
-        "|---|---|",
+        _outcomes(whole["refusals"]),
     ]
-    for kind, counts in whole["refusals"].items():
-        lines.append(f"| {kind} | {', '.join(f'{n} {reason}' for reason, n in sorted(counts.items()))} |")
     if (a := whole["total_hip_areal_bmd_g_cm2"]) is not None:
         errors = f"RMSE {a['rmse']:.3f} g/cm², bias {a['bias']:+.3f}"
         lines += ["", f"Areal BMD of the total hip there: n {a['n']}, r {a['pearson_r']:.3f}, {errors}."]
@@ -215,19 +203,15 @@ def _methods(methods: dict[str, Any], run: dict[str, Any]) -> str:
         f"examples of measurable hips, the decomposer {seen:,} of all kinds, each in stages of its own.",
         "Gains are of r; 95 % intervals by drawing patients.",
         "",
-        "| region | quantity | "
-        + " | ".join([*(f"r, RMSE {method}" for method in read), *(f"{pair}" for pair in gains)])
-        + " |",
-        "|---" * (2 + len(read) + len(gains)) + "|",
     ]
+    rows = []
     for region, quantities in methods.items():
         for name, m in quantities.items():
             agreed = [f"{m['agreement'][one]['pearson_r']:.3f}, {m['agreement'][one]['rmse']:.3g}" for one in read]
             gained = [_gain(m["gain"][pair]["r"]) for pair in gains]
-            lines.append(
-                f"| {region.replace('_', ' ')} | {QUANTITY_LABELS[name]} | " + " | ".join([*agreed, *gained]) + " |"
-            )
-    return "\n".join([*lines, ""])
+            rows.append([region.replace("_", " "), QUANTITY_LABELS[name], *agreed, *gained])
+    columns = ("region", "quantity", *(f"r, RMSE {method}" for method in read), *gains)
+    return "\n".join([*lines, table(columns, rows), ""])
 
 
 def _examples(network: dict[str, Any]) -> int:
@@ -240,13 +224,8 @@ def _gain(gain: list[float]) -> str:
 
 
 def _coverage(figures: dict[str, Any]) -> str:
-    table = figures["interval_coverage"]
-    lines = ["| region | " + " | ".join(QUANTITY_LABELS.values()) + " |", "|---" * (1 + len(QUANTITY_LABELS)) + "|"]
-    for region, shares in table.items():
-        cells = [f"{100 * shares[name]:.1f} %" if name in shares else "" for name in QUANTITY_LABELS]
-        lines.append(f"| {region.replace('_', ' ')} | {' | '.join(cells)} |")
-    return "\n".join(lines)
-
-
-def _rows(pairs: Any) -> str:
-    return "\n".join(f"| {first} | {second} |" for first, second in pairs)
+    rows = (
+        [region.replace("_", " "), *(f"{100 * shares[n]:.1f} %" if n in shares else "" for n in QUANTITY_LABELS)]
+        for region, shares in figures["interval_coverage"].items()
+    )
+    return table(("region", *QUANTITY_LABELS.values()), rows)

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from training.ladders.reading import is_areal_bmd, label
+from training.markdown import table
 
 
 def evidence_page(document: dict[str, Any]) -> str:
@@ -24,8 +25,7 @@ def evidence_page(document: dict[str, Any]) -> str:
 
 
 def _table(heading: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    lines = [f"## {heading}", "", "| " + " | ".join(columns) + " |", "|---" * len(columns) + "|"]
-    return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows)])
+    return f"## {heading}\n\n{table(columns, rows)}"
 
 
 def _ladder(ladder: dict[str, Any]) -> str:

@@ -1,8 +1,8 @@
 """The model card, written from the figures of the evaluation so that no figure in it can differ from them."""
 
-from collections.abc import Iterable
 from pathlib import Path
 
+from training.markdown import table
 from training.segmentation.evaluate import FAILURE_DICE, Summary
 from training.segmentation.model import SegmentationModel
 
@@ -26,6 +26,11 @@ def _card(model: SegmentationModel, summary: Summary) -> str:
     area = "no AUROC" if warning.auroc is None else f"AUROC {warning.auroc:.3f}"
     steps = sum(stage.steps for stage in run.network.stages)
     sources = [_PHANTOMS, *[_DRAWINGS] * (run.atlas.count > 0), *[_PERSONS] * (run.atlas.persons > 0)]
+    pelves = (
+        (name, f"{row['mean']:.3f}", f"{row['least']:.3f}", f"{row['n']:.0f}")
+        for name, row in summary.pelvis_dice.items()
+    )
+    hips = ((spoil.replace("_", " "), f"{dice:.3f}") for spoil, dice in summary.hip_dice.items())
     return f"""# Model card: {run.name} {run.version}
 
 **Learned from simulated CT. Not a medical device; not for diagnosis.**
@@ -45,18 +50,12 @@ picture.
 {_atlas(model)}
 Energy, kernel, slice thickness, noise, contrast medium, metal streaks, pose and shape are drawn anew for each cube.
 
-| source of anatomy | licence |
-|---|---|
-{_rows(sources)}
+{table(("source of anatomy", "licence"), sources)}
 
 ## Figures on held-out phantoms (simulated CT, not patients)
-| whole pelvis | mean Dice | least | n |
-|---|---|---|---|
-{_rows((name, f"{row['mean']:.3f}", f"{row['least']:.3f}", f"{row['n']:.0f}") for name, row in summary.pelvis_dice.items())}
+{table(("whole pelvis", "mean Dice", "least", "n"), pelves)}
 
-| single hip, scan | mean Dice |
-|---|---|
-{_rows((spoil.replace("_", " "), f"{dice:.3f}") for spoil, dice in summary.hip_dice.items())}
+{table(("single hip, scan", "mean Dice"), hips)}
 
 Warning by spread, single hips of all scans: {warning.failures} of {warning.n} structures under Dice {FAILURE_DICE:g}, {area}.
 Predicted and true Dice agree with r {warning.pearson_r:.3f}, mean error {warning.mean_absolute_error:.3f}.
@@ -83,11 +82,5 @@ def _real(summary: Summary) -> str:
     rows = ((n, f"{row['dice']:.3f}", f"{row['predicted_dice']:.3f}") for n, row in summary.real_ct.items())
     return f"""
 ## One CT of a patient, against the label map that came with it
-| structure | Dice | predicted |
-|---|---|---|
-{_rows(rows)}
+{table(("structure", "Dice", "predicted"), rows)}
 """
-
-
-def _rows(rows: Iterable[Iterable[str]]) -> str:
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
