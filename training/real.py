@@ -1,6 +1,5 @@
 """Real hips in a run: which patients are learned from, and how examples are drawn from them."""
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ from training.calibration.rod_phantom import Material
 from training.config import HospitalConfiguration
 from training.hospital.cases import load_real_hips
 from training.hospital.project import RealHip
+from training.split import part_of
 from training.targets import canonical_logarithms
 
 
@@ -41,7 +41,7 @@ def load_real(configuration: HospitalConfiguration | None) -> RealSplit | None:
                 " the phantoms are in hydroxyapatite, and nothing converts between them; reject it with"
                 " `python -m training hospital-review`, or calibrate it with another phantom"
             )
-        parts[part_of(hip.figures["patient"], configuration)].append(hip)
+        parts[part_of(hip.figures["patient"], configuration.validation, configuration.test)].append(hip)
     if not parts["training"]:
         counts = ", ".join(f"{len(hips)} for {name}" for name, hips in parts.items())
         raise ConfigurationError(
@@ -49,17 +49,6 @@ def load_real(configuration: HospitalConfiguration | None) -> RealSplit | None:
             " and accept what is doubtful with `hospital-review`"
         )
     return RealSplit(**{name: tuple(hips) for name, hips in parts.items()})
-
-
-def part_of(patient: str, configuration: HospitalConfiguration) -> str:
-    """Which part a patient belongs to, decided by the identifier alone: patients who come later move nobody.
-
-    So a model that starts from an earlier one of the same hospital has seen nobody who is held out now. The shares hold on average.
-    """
-    place = int.from_bytes(hashlib.sha256(patient.encode()).digest()[:8], "big") / 2**64
-    if place < configuration.test:
-        return "test"
-    return "validation" if place < configuration.test + configuration.validation else "training"
 
 
 def count_patients(hips: Sequence[RealHip]) -> int:

@@ -304,7 +304,7 @@ def test_a_ct_without_labels_is_segmented_and_waits_for_a_person(folder: Path, t
     assert report.status is Status.DOUBTFUL
     step = report.steps["segmentation"]
     assert step["predicted_dice"] == {"left_femur": 0.8, "left_hip": 0.8}
-    assert "simulated CT" in step["doubts"][0]
+    assert "segmented by a network" in step["doubts"][0]
     assert "outlines are uncertain, predicted Dice left_femur 0.80, left_hip 0.80" in step["doubts"]
     assert report.hips["L"]["canonical"]["total_hip"]["areal_bmd_g_cm2"] > 0.3
     make_hospital_pairs([case], tmp_path, Tools(_Still(), unsure))

@@ -32,8 +32,8 @@ from training.losses import HipBatch, decomposition_loss
 from training.model_card import _first_words, model_card
 from training.pairs import Pairs, load_pairs, make_pairs
 from training.projection.radiograph import reprocess
-from training.real import RealExamples, RealSplit, load_real, part_of
-from training.split import split_subjects
+from training.real import RealExamples, RealSplit, load_real
+from training.split import part_of, split_subjects
 from training.targets import SHAPE, canonical_logarithms
 from training.train import HipExamples, start_from
 
@@ -195,12 +195,11 @@ def test_what_is_not_known_of_a_real_hip_gives_neither_loss_nor_gradient() -> No
 
 # --- who is held out ----------------------------------------------------------------------------------------------------
 def test_no_patient_is_in_two_parts_and_the_shares_hold() -> None:
-    configuration = HospitalConfiguration("x", 0.5, validation=0.2, test=0.3)
-    parts = [part_of(f"p{number}", configuration) for number in range(4000)]
+    parts = [part_of(f"p{number}", validation=0.2, test=0.3) for number in range(4000)]
     assert parts.count("test") == pytest.approx(1200, abs=100)
     assert parts.count("validation") == pytest.approx(800, abs=90)
-    more = replace(configuration, validation=0.3)  # nobody who was held out for test is moved by another share
-    assert all((part_of(f"p{n}", more) == "test") is (part == "test") for n, part in enumerate(parts))
+    # Nobody who was held out for test is moved by another share of validation.
+    assert all((part_of(f"p{n}", 0.3, 0.3) == "test") is (part == "test") for n, part in enumerate(parts))
 
 
 def test_only_accepted_cases_are_learned_from(tmp_path: Path) -> None:
@@ -213,7 +212,7 @@ def test_only_accepted_cases_are_learned_from(tmp_path: Path) -> None:
     real = load_real(configuration)
     assert real is not None and load_real(None) is None
     assert [hip.figures["patient"] for part in (real.training, real.test) for hip in part] == sorted(
-        patients[:5], key=lambda patient: part_of(patient, configuration) == "test"
+        patients[:5], key=lambda patient: part_of(patient, 0.0, 0.4) == "test"
     )
 
 

@@ -15,7 +15,7 @@ from torch import nn
 from dicomnode.domain.radiograph import Side
 from dicomnode.errors import BundleError, ConfigurationError
 from training.anatomy.atlas import atlas_subject, sacrum_volume
-from training.anatomy.ct import CtVolume
+from training.anatomy.ct import CtVolume, sitk
 from training.anatomy.labels import LabelMap, label_map, read_labels
 from training.anatomy.pelvis import PelvisPart, pelvis_parts, pelvis_volumes
 from training.anatomy.phantom import Phantom, make_phantom
@@ -24,28 +24,39 @@ from training.config import NetworkConfiguration, PairsConfiguration, SplitConfi
 from training.segmentation.cli import write_labels
 from training.segmentation.config import (
     AtlasConfiguration,
+    HospitalConfiguration,
     InferenceConfiguration,
     SegmentationRun,
     UNetConfiguration,
     load_segmentation,
 )
-from training.segmentation.evaluate import Case, compare, summarise
-from training.segmentation.library import Example, draw_example, load_tissues, make_library, phantom_file
+from training.segmentation.evaluate import Case, compare, finish, held_out_cts, learned_from, summarise
+from training.segmentation.grid import to_grid
+from training.segmentation.labelled import read_cases
+from training.segmentation.library import (
+    Example,
+    ct_files,
+    draw_ct_example,
+    draw_example,
+    library_size,
+    load_tissues,
+    make_library,
+    phantom_file,
+)
 from training.segmentation.model import SegmentationModel, load_model, save_model
 from training.segmentation.model_card import write_card
 from training.segmentation.network import CLASSES, build_network, network_input
-from training.segmentation.phantom_ct import hip_box, hip_case, labelled_ct
+from training.segmentation.phantom_ct import LabelledCt, hip_box, hip_case, labelled_ct
 from training.segmentation.predict import (
     Segmentation,
     StructureFigures,
     sample_probabilities,
     segment,
-    to_grid,
     without_holes,
 )
 from training.segmentation.quality import QualityLine, auroc, dice_coefficient, fit_quality
 from training.segmentation.scanner import Scanner
-from training.segmentation.structures import NAMES, with_sides
+from training.segmentation.structures import CLASS_OF, NAMES, with_sides
 from training.segmentation.tissues import (
     SATURATED_HU,
     Tissue,
@@ -57,7 +68,7 @@ from training.segmentation.tissues import (
     tissues_of,
     unpacked,
 )
-from training.segmentation.train import train
+from training.segmentation.train import begun_with, train
 
 CONFIGURATION = Path(__file__).resolve().parents[2] / "conf" / "training" / "segmentation.toml"
 RUN = SegmentationRun(
@@ -70,6 +81,9 @@ RUN = SegmentationRun(
     unet=UNetConfiguration(voxel_mm=6.0, patch=16, residual_units=1, dropout=0.3),
     inference=InferenceConfiguration(samples=3, overlap=0.25, least_dice=0.9),
 )
+VOXEL_MM = 2.5
+"""Coarser than what a training stores: these tests are about places and tissues."""
+SUMMARY = summarise([], [Case(1, "clean", "sacrum", 50.0, dice, 0.1, dice) for dice in (0.8, 0.95)])
 LINE = QualityLine((0.0, 0.1), (1.0, 0.5))
 
 
@@ -83,7 +97,15 @@ def phantom() -> Phantom:
 
 @pytest.fixture(scope="module")
 def tissues(phantom: Phantom) -> Tissues:
-    return tissues_of(phantom)
+    return tissues_of(phantom, voxel_mm=VOXEL_MM)
+
+
+@pytest.fixture(scope="module")
+def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The phantom of `RUN`."""
+    folder = tmp_path_factory.mktemp("phantoms")
+    make_library(RUN, folder, None, lambda n: None)
+    return folder
 
 
 def at(tissues: Tissues, volume: NDArray[Any], point_mm: NDArray[np.float64]) -> float:
@@ -141,7 +163,7 @@ def test_bone_keeps_its_volume_on_the_grid(phantom: Phantom, tissues: Tissues) -
         expected = volume.values[tuple(index[kept].T)].sum() * abs(np.linalg.det(volume.patient_from_voxel[:3, :3]))
         half = tissues.shares[Tissue.FEMUR][:, :, : tissues.shares.shape[3] // 2] if low_half else None
         half = tissues.shares[Tissue.FEMUR][:, :, tissues.shares.shape[3] // 2 :] if half is None else half
-        assert float(half.sum()) * 2.5**3 == pytest.approx(expected, rel=0.01)
+        assert float(half.sum()) * VOXEL_MM**3 == pytest.approx(expected, rel=0.01)
 
 
 def test_hip_bones_are_to_both_sides_of_the_sacrum() -> None:
@@ -160,7 +182,7 @@ def test_hip_bones_are_to_both_sides_of_the_sacrum() -> None:
 
 def test_a_person_of_the_atlas_has_its_bones_apart(reference_data: Path) -> None:
     person = atlas_subject(reference_data / "anatomy", 7, 3)
-    tissues = tissues_of(person, sacrum_volume(reference_data / "anatomy", person))
+    tissues = tissues_of(person, sacrum_volume(reference_data / "anatomy", person), VOXEL_MM)
     classes = label_values(tissues.shares)
     for points in person.landmarks.values():
         assert at(tissues, classes, points.head_centre) == 1
@@ -168,7 +190,7 @@ def test_a_person_of_the_atlas_has_its_bones_apart(reference_data: Path) -> None
     middles = [np.argwhere(named == value).mean(axis=0) for value in (3, 5, 4)]  # (z, y, x)
     assert middles[0][2] + 20 < middles[1][2] < middles[2][2] - 20  # right hip bone, sacrum, left hip bone
     assert middles[1][1] > max(middles[0][1], middles[2][1]) + 8  # the sacrum behind
-    sacrum_cm3 = float((named == 5).sum()) * 2.5**3 / 1000
+    sacrum_cm3 = float((named == 5).sum()) * VOXEL_MM**3 / 1000
     assert 100 < sacrum_cm3 < 450
     above = tissues.shares[Tissue.OTHER_BONE, -20:, :, classes.shape[2] // 2]
     assert above.max() > 0.5  # vertebrae, which the pelvis of the atlas comes without
@@ -182,9 +204,9 @@ def test_packing_loses_less_than_a_grey_level(tissues: Tissues) -> None:
 
 def test_streaks_come_from_metal_alone() -> None:
     metal = np.zeros((6, 40, 60), np.float32)
-    assert not streaks(metal, np.random.default_rng(0)).any()
+    assert not streaks(metal, np.random.default_rng(0), VOXEL_MM).any()
     metal[2:4, 18:22, 20:24] = metal[2:4, 18:22, 40:44] = 1
-    found = streaks(metal, np.random.default_rng(0))
+    found = streaks(metal, np.random.default_rng(0), VOXEL_MM)
     assert not found[0].any()
     assert found[2, 18:22, 27:37].mean() < -0.1  # the dark band between two pieces
     assert np.abs(found).max() <= 1
@@ -358,7 +380,7 @@ def test_a_model_comes_back_from_disk_and_damage_is_seen(tmp_path: Path) -> None
         load_model(tmp_path)
     document = json.loads((tmp_path / "segmentation.json").read_text())
     (tmp_path / "segmentation.json").write_text(json.dumps({**document, "format": 99}))
-    with pytest.raises(BundleError, match="format 99, expected 2"):
+    with pytest.raises(BundleError, match="format 99, expected 3"):
         load_model(tmp_path)
     with pytest.raises(BundleError, match="holds no segmentation"):
         load_model(tmp_path / "nowhere")
@@ -375,9 +397,7 @@ def _stops_after(count: int) -> Callable[..., Example]:
     return draws
 
 
-def test_an_interrupted_training_goes_on_to_the_weights_it_would_have_had(tmp_path: Path) -> None:
-    library = tmp_path / "phantoms"
-    make_library(RUN, library, None, lambda n: None)
+def test_an_interrupted_training_goes_on_to_the_weights_it_would_have_had(tmp_path: Path, library: Path) -> None:
     first, again = (draw_example(phantom_file(library, 0), 16, 6.0, np.random.default_rng(4)) for _ in range(2))
     assert (first.hu == again.hu).all()
     assert first.hu.shape == (16, 16, 16)
@@ -418,13 +438,122 @@ def test_a_bone_has_no_holes_but_keeps_its_openings() -> None:
     assert filled[7, 7, 7] == 5
 
 
+def _write_cases(folder: Path, scanned: LabelledCt, count: int) -> Path:
+    """A table of patients who are all alike, their CTs as NIfTI with the names that TotalSegmentator gives."""
+    matrix = scanned.ct.patient_from_voxel
+    for name, values in (("ct", scanned.ct.hu), ("labels", scanned.truth.values)):
+        image = sitk.GetImageFromArray(values)
+        image.SetSpacing(np.diag(matrix)[:3].tolist())
+        image.SetOrigin(matrix[:3, 3].tolist())
+        sitk.WriteImage(image, str(folder / f"{name}.nii.gz"))
+    names = {str(value): "_".join(reversed(name.split("_"))) for value, name in scanned.truth.names.items()}
+    (folder / "labels.json").write_text(json.dumps(names), encoding="utf-8")
+    table = folder / "cts.csv"
+    lines = [f"c{number},ct.nii.gz,labels.nii.gz" for number in range(count)]
+    table.write_text("\n".join(["case,ct,labels", *lines]) + "\n", encoding="utf-8")
+    return table
+
+
+@pytest.fixture(scope="module")
+def patient(phantom: Phantom, tissues: Tissues) -> LabelledCt:
+    """One hip in a CT with flat voxels."""
+    box = hip_box(phantom.subject, Side.LEFT)
+    return labelled_ct(tissues, phantom.subject, box, (2.0, 2.0, 3.0), Scanner(), np.random.default_rng(0))
+
+
+def test_a_cube_of_a_patients_ct_shows_its_bones_where_its_labels_are(
+    tmp_path: Path, library: Path, patient: LabelledCt
+) -> None:
+    table = _write_cases(tmp_path, patient, 1)
+    run = replace(RUN, hospital=HospitalConfiguration(str(table), share=0.5, test=0.0))
+    make_library(run, library, None, lambda n: None)
+    assert library_size(run) == 2
+    (file,) = ct_files(library, run).values()
+    stored = np.load(file)
+    assert set(np.unique(stored[1])) == {0, *(CLASS_OF[int(v)] for v in np.unique(patient.truth.values) if v)}
+    voxel_cm3 = abs(float(np.linalg.det(patient.ct.patient_from_voxel[:3, :3]))) / 1000
+    volume = float((patient.truth.values == 2).sum()) * voxel_cm3
+    assert float((stored[1] == 1).sum()) * (1.5**3 / 1000) == pytest.approx(volume, rel=0.02)
+    for seed in range(4):
+        example = draw_ct_example(file, 48, 2.0, np.random.default_rng(seed))
+        again = draw_ct_example(file, 48, 2.0, np.random.default_rng(seed))
+        assert (example.hu == again.hu).all()
+        assert np.abs(example.target.sum(axis=0) - 1).max() < 1e-5
+        bone, rest = (example.hu[share > 0.99].mean() for share in (1 - example.target[0], example.target[0]))
+        assert bone > rest + 150
+    (tmp_path / "labels.json").write_text((tmp_path / "labels.json").read_text() + "\n", encoding="utf-8")
+    assert list(ct_files(library, run).values()) != [file]  # other labels are read anew
+
+
+def test_patients_are_learned_from_or_held_out_and_the_card_says_so(
+    tmp_path: Path, library: Path, patient: LabelledCt
+) -> None:
+    hospital = HospitalConfiguration(str(_write_cases(tmp_path, patient, 4)), share=0.9, test=0.4)
+    parts = read_cases(hospital)
+    assert len(parts["training"]) + len(parts["test"]) == 4
+    assert parts["test"] and not {case.patient for case in parts["test"]} & {case.patient for case in parts["training"]}
+    run = replace(RUN, hospital=hospital, split=SplitConfiguration(0.0, 0.0))
+    make_library(run, library, None, lambda n: None)
+    train(run, library, tmp_path)
+    with pytest.raises(ConfigurationError, match=r"split\.validation"):
+        finish(run, tmp_path, library, {}, lambda n: None)
+    network = build_network(run)
+    network.load_state_dict(torch.load(tmp_path / "network.pt", weights_only=True))
+    save_model(SegmentationModel(run, network, LINE, learned_from(run)), {}, tmp_path / "model")
+    model = load_model(tmp_path / "model")
+    compared = held_out_cts(model, lambda n: None)
+    assert set(compared) == {case.case for case in parts["test"]}
+    assert set(next(iter(compared.values()))) == {NAMES[int(v)] for v in np.unique(patient.truth.values) if v}
+    write_card(model, replace(SUMMARY, held_out_cts=compared), tmp_path)
+    card = (tmp_path / "MODEL_CARD.md").read_text(encoding="utf-8")
+    assert f"labelled CTs of {len(parts['training'])} patients (cts.csv)" in card.split("## What it is")[0]
+    assert "| left_femur |" in card.split("held-out patients")[1] and "seen none in training" not in card
+
+    begun = replace(RUN, start=str(tmp_path / "model"), split=SplitConfiguration(0.0, 0.0))
+    weights = begun_with(begun, tmp_path / "model")
+    assert all(torch.equal(tensor.half(), weights[n].half()) for n, tensor in model.network.state_dict().items())
+    assert learned_from(begun) == model.learned_from  # what was learned before is not forgotten
+    other = replace(begun, network=replace(RUN.network, widths=(8, 16)))
+    with pytest.raises(ConfigurationError, match="they must be the same"):
+        begun_with(other, tmp_path / "model")
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("c1,nowhere.nii.gz,labels.nii.gz", "case c1: .*nowhere.nii.gz"),
+        ("c1,ct.nii.gz,nowhere", "case c1: .*nowhere does not exist"),
+        ("c1,ct.nii.gz,", "line 2: case c1 lacks its labels"),
+        ("Hanako Yamada,ct.nii.gz,labels.nii.gz", "no name"),
+        ("c1,ct.nii.gz,liver.nii.gz", "case c1: .*has liver; expected right_femur"),
+    ],
+)
+def test_a_labelled_ct_that_cannot_be_used_is_named(
+    tmp_path: Path, patient: LabelledCt, line: str, message: str
+) -> None:
+    table = _write_cases(tmp_path, patient, 1)
+    sitk.WriteImage(sitk.GetImageFromArray(np.ones((4, 4, 4), np.uint8)), str(tmp_path / "liver.nii.gz"))
+    (tmp_path / "liver.json").write_text('{"1": "liver"}', encoding="utf-8")
+    table.write_text(f"case,ct,labels\n{line}\n", encoding="utf-8")
+    run = replace(RUN, phantoms=PairsConfiguration(0, 1), hospital=HospitalConfiguration(str(table), 0.5, 0.0))
+    with pytest.raises(ConfigurationError, match=message):
+        make_library(run, tmp_path / "library", None, lambda n: None)
+
+
+def test_a_table_of_nobody_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "cts.csv").write_text("case,ct,labels\n", encoding="utf-8")
+    with pytest.raises(ConfigurationError, match="none to learn from"):
+        read_cases(HospitalConfiguration(str(tmp_path / "cts.csv"), 0.5, 0.2))
+
+
 def test_the_card_and_the_figures_say_what_was_measured_and_on_what(tmp_path: Path) -> None:
     model = SegmentationModel(
         replace(RUN, atlas=AtlasConfiguration(count=2, persons=3, share=0.25)), build_network(RUN), LINE
     )
     found = {"left_femur": StructureFigures(10.0, 0.1, 0.81, is_doubtful=True)}
     labels = LabelMap(np.full((2, 2, 2), 2, np.uint16), NAMES, np.eye(4))
-    real = compare(Segmentation(labels, found), {"left_femur": np.arange(8).reshape(2, 2, 2) < 4})
+    half = LabelMap(np.where(np.arange(8).reshape(2, 2, 2) < 4, 2, 0).astype(np.uint16), {2: "left_femur"}, np.eye(4))
+    real = compare(Segmentation(labels, found), half)
     assert real == {"left_femur": {"dice": pytest.approx(2 / 3), "predicted_dice": 0.81}}
     hips = [Case(1, "metal", "left_femur", 50.0, dice, 1 - dice, dice + 0.01) for dice in (0.98, 0.7, 0.95)]
     summary = replace(summarise([replace(hips[0], spoil="pelvis")], hips), real_ct=real)
@@ -462,10 +591,10 @@ def test_a_share_of_an_atlas_needs_something_to_draw(tmp_path: Path) -> None:
         ("samples = 4", "samples = 0", "inference.samples: expected at least 1"),
         ("voxel_mm = 2.0", "voxel_cm = 2.0", "unet: unknown key 'voxel_cm'"),
         ("persons = 18", "persons = -1", "atlas: expected a count and persons of at least 0"),
-        ("steps = 5000", "", "stages: .*steps"),
-        ("steps = 5000", "steps = 0", "network: batch, stages and the steps of each stage must be at least 1"),
+        ("steps = 6000", "", "stages: .*steps"),
+        ("steps = 6000", "steps = 0", "network: batch, stages and the steps of each stage must be at least 1"),
         ("batch = 2", "batch = 0", "network: batch, stages and the steps"),
-        ("steps = 5000", "steps = 5000\nadversarial = 1.0", "adversarial is for the decomposer"),
+        ("steps = 6000", "steps = 6000\nadversarial = 1.0", "adversarial is for the decomposer"),
         ('precision = "bf16-mixed"', "devices = 0", "engine.devices = 0 must be"),
     ],
 )

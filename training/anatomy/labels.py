@@ -58,25 +58,26 @@ class UnusableLabels(DicomNodeError, ValueError):
     """A label map cannot be read or contradicts itself; the message says what was seen, what was expected and what to do."""
 
 
-def read_labels(path: Path, names: Path | None = None) -> LabelMap:
+def read_labels(path: Path, names: Path | None = None, *, parts: bool = False) -> LabelMap:
     """Read a NIfTI file with its names, or a folder with one NIfTI mask per structure, as TotalSegmentator writes them.
 
     Args:
         path: `labels.nii.gz`, or a folder with `femur_left.nii.gz`, `hip_right.nii.gz` and so on.
         names: JSON file, `{"1": "femur_left", ...}` or (nnU-Net) `{"labels": {"femur_left": 1, ...}}`; by default the file
             beside `path` with the ending .json.
+        parts: see `label_map`.
 
     Raises:
         UnusableLabels: no such file, no names, values that are no labels, or sides that contradict the patient frame.
     """
     if path.is_dir():
-        return _read_folder(path)
+        return _read_folder(path, parts)
     names = names or names_beside(path)
     for file, what in ((path, "a NIfTI file or a folder of masks"), (names, "a JSON file of value and name")):
         if not file.is_file():
             raise UnusableLabels(f"{file} does not exist; expected {what}")
     values, matrix = _read_values(path)
-    return label_map(values, _read_names(names), matrix)
+    return label_map(values, _read_names(names), matrix, parts=parts)
 
 
 def names_beside(path: Path) -> Path:
@@ -84,10 +85,15 @@ def names_beside(path: Path) -> Path:
     return path.with_name(re.sub(r"\.nii(\.gz)?$", "", path.name) + ".json")
 
 
-def label_map(values: NDArray[Any], names: Mapping[int, str], patient_from_voxel: NDArray[np.float64]) -> LabelMap:
+def label_map(
+    values: NDArray[Any], names: Mapping[int, str], patient_from_voxel: NDArray[np.float64], *, parts: bool = False
+) -> LabelMap:
     """Bring a map under the names of this project, and check its sides.
 
     Structures without a voxel are left out.
+
+    Args:
+        parts: keep apart what `WHOLES` puts together ("right_hip", "sacrum").
 
     Raises:
         UnusableLabels: values without a name, or sides that contradict the patient frame.
@@ -99,7 +105,7 @@ def label_map(values: NDArray[Any], names: Mapping[int, str], patient_from_voxel
     present = [value for value in present if _words(names[value])[1] not in BACKGROUND]
     finest = {value: "_".join(filter(None, _words(names[value]))) for value in present}
     _check_sides(values, finest, patient_from_voxel)
-    wholes = {value: structure_name(names[value]) for value in present}
+    wholes = finest if parts else {value: structure_name(names[value]) for value in present}
     numbers = {name: number for number, name in enumerate(sorted(set(wholes.values())), start=1)}
     ours = np.zeros(int(values.max(initial=0)) + 1, np.uint16)
     for value, name in wholes.items():
@@ -193,7 +199,7 @@ def _read_names(path: Path) -> dict[int, str]:
     return names
 
 
-def _read_folder(folder: Path) -> LabelMap:
+def _read_folder(folder: Path, parts: bool) -> LabelMap:
     """One mask per structure; where two overlap, the later name in the alphabet has the voxel."""
     files = sorted(file for file in folder.iterdir() if re.search(r"\.nii(\.gz)?$", file.name))
     if not files:
@@ -206,4 +212,4 @@ def _read_folder(folder: Path) -> LabelMap:
             raise UnusableLabels(f"{file} lies on another grid than {files[0].name}; expected masks of one CT")
         merged[mask > 0] = number
     names = {number: re.sub(r"\.nii(\.gz)?$", "", file.name) for number, file in enumerate(files, start=1)}
-    return label_map(merged, names, matrix)
+    return label_map(merged, names, matrix, parts=parts)

@@ -252,7 +252,7 @@ def _label(case: Case, ct: CtVolume, tools: Tools, report: Report) -> LabelMap:
         found = tools.segment(ct)
         labels = label_map(found.labels.values, found.labels.names, found.labels.patient_from_voxel)
         figures, source = found.figures, f"segmentation model {tools.segment.sha256[:12]}"
-        doubts.append("the bones were segmented by a network that learned from simulated CT")
+        doubts.append("the bones were segmented by a network, and nobody has looked at its outlines yet")
     else:
         raise StepFailed(
             "segmentation: the case has no label map, and no segmentation model was given; add one of the two"

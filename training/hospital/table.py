@@ -7,8 +7,6 @@ radiograph do not say), `dxa_maker`, and `dxa_<side>_<region>_g_cm2`, `qct_<side
 `dxa_left_total_hip_g_cm2`. Paths are relative to the table. Empty cells are nothing.
 """
 
-import csv
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,11 +14,11 @@ from pathlib import Path
 from dicomnode.domain.measurement import Region
 from dicomnode.domain.radiograph import Side
 from dicomnode.errors import ConfigurationError
+from training.table import Line, read_lines
 
 NUMBERS = ("kilovolt", "sdd_mm", "spd_mm")
 FILES = ("ct", "radiograph", "labels", "phantom")
 SIDES = {"right": Side.RIGHT, "left": Side.LEFT}
-_IDENTIFIER = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 
 
 @dataclass(frozen=True)
@@ -52,27 +50,9 @@ def read_table(path: Path) -> tuple[Case, ...]:
         ConfigurationError: unreadable, a column that is not known, a case named twice or so that it could be a name or a path,
             or a value that is no number; the message names the line.
     """
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.DictReader(file)
-            columns, lines = reader.fieldnames or [], list(reader)
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise ConfigurationError(f"{path} is no readable CSV file: {error}") from error
-    values = _value_columns()
-    known = {"case", "patient", "dxa_maker", *NUMBERS, *FILES, *values}
-    unknown = [column for column in columns if column not in known]
-    missing = [column for column in ("case", "ct", "radiograph") if column not in columns]
-    if unknown or missing:
-        raise ConfigurationError(
-            f"{path}: " + (f"unknown column {unknown[0]!r}" if unknown else f"no column {missing[0]!r}")
-            + f"; known are case, patient, {', '.join((*FILES, *NUMBERS))}, dxa_maker, and such as {next(iter(values))}"
-        )  # fmt: skip
-    cases = tuple(_case(line, f"{path}, line {number}", path.parent) for number, line in enumerate(lines, start=2))
-    names = [case.case.lower() for case in cases]
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if twice:
-        raise ConfigurationError(f"{path}: the case {twice[0]!r} stands there twice; each needs its own identifier")
-    return cases
+    optional = ("labels", "phantom", *NUMBERS, "dxa_maker")
+    lines = read_lines(path, ("ct", "radiograph"), optional, list(_value_columns()))
+    return tuple(_case(line, path.parent) for line in lines)
 
 
 def _value_columns() -> dict[str, tuple[str, tuple[Side, Region]]]:
@@ -85,16 +65,8 @@ def _value_columns() -> dict[str, tuple[str, tuple[Side, Region]]]:
     }
 
 
-def _case(line: Mapping[str, str | None], place: str, folder: Path) -> Case:
-    cells = {key: value.strip() for key, value in line.items() if isinstance(value, str) and value.strip()}
-    name = cells.get("case", "")
-    for key in ("case", "patient"):
-        if (key == "case" or key in cells) and not _IDENTIFIER.fullmatch(cells.get(key, "")):
-            raise ConfigurationError(
-                f"{place}: {key} {cells.get(key, '')!r}, expected an identifier of letters, digits, - and _ (no name)"
-            )
-    if "ct" not in cells or "radiograph" not in cells:
-        raise ConfigurationError(f"{place}: case {name} lacks its {'ct' if 'ct' not in cells else 'radiograph'}")
+def _case(line: Line, folder: Path) -> Case:
+    name, place, cells = line.case, line.place, line.cells
     files = {key: folder / cells[key] if key in cells else None for key in FILES}
     values: dict[str, dict[tuple[Side, Region], float]] = {"dxa": {}, "qct": {}}
     for column, (kind, where) in _value_columns().items():
@@ -117,7 +89,7 @@ def _case(line: Mapping[str, str | None], place: str, folder: Path) -> Case:
         cells.get("dxa_maker"),
         values["dxa"],
         values["qct"],
-        cells.get("patient", ""),
+        line.patient,
     )
 
 

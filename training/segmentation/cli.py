@@ -25,20 +25,19 @@ from training.segmentation.evaluate import (
     Summary,
     compare,
     finish,
+    held_out_cts,
     hip_cases,
     pelvis_cases,
-    read_reference,
     summarise,
     write_summary,
 )
-from training.segmentation.library import load_tissues, make_library, phantom_file
+from training.segmentation.labelled import reference_labels
+from training.segmentation.library import library_size, load_tissues, make_library, phantom_file
 from training.segmentation.model import load_model
 from training.segmentation.model_card import write_card
 from training.segmentation.phantom_ct import pelvis_case
 from training.segmentation.picture import draw_slices, draw_warning
-from training.segmentation.predict import Segmentation, segment
-from training.segmentation.quality import dice_coefficient
-from training.segmentation.structures import NAMES
+from training.segmentation.predict import segment
 from training.segmentation.train import train
 from training.split import split_subjects
 
@@ -84,7 +83,7 @@ def evaluate(
     run = load_segmentation(config)
     if (ct is None) != (ct_labels is None):
         raise ConfigurationError("--ct and --ct-labels belong together: give both, or neither")
-    real = None if ct is None or ct_labels is None else (volume := read_ct(ct), read_reference(ct_labels, volume))
+    real = None if ct is None or ct_labels is None else (volume := read_ct(ct), reference_labels(ct_labels, volume))
     _library(run, folder, atlas)
     library, split = folder / "phantoms", split_subjects(run.phantoms.count, run.split)
     start = time.process_time()
@@ -92,7 +91,8 @@ def evaluate(
         model = finish(run, folder, library, _provenance(config), progress.update)
         pelves = pelvis_cases(model, library, split.test, run.seed + 2, progress.update)
         hips = hip_cases(model, library, split.test, run.seed + 3, progress.update)
-    summary, output = summarise(pelves, hips), folder / "model" / "evaluation"
+        patients = held_out_cts(model, progress.update)
+    summary, output = replace(summarise(pelves, hips), held_out_cts=patients), folder / "model" / "evaluation"
     if real is not None:
         summary = replace(summary, real_ct=compare(segment(real[0], model), real[1]))
     write_summary(summary, pelves + hips, output)
@@ -121,7 +121,8 @@ def predict(
     """Label femora, hip bones and sacrum in a CT, with predicted Dice; says which structures a person must look at."""
     volume, loaded = read_ct(ct), load_model(model)
     found = segment(volume, loaded, seed, progress=True)
-    masks = None if reference is None else read_reference(reference, volume)
+    truth = None if reference is None else reference_labels(reference, volume)
+    compared = {} if truth is None else compare(found, truth)
     write_labels(found.labels, output)
     figures = {
         name: {
@@ -129,13 +130,13 @@ def predict(
             "uncertainty": figure.uncertainty,
             "predicted_dice": figure.predicted_dice,
             "is_doubtful": figure.is_doubtful,
-            "dice": None if masks is None or name not in masks else _dice(found, name, masks[name]),
+            "dice": compared.get(name, {}).get("dice"),
         }
         for name, figure in found.figures.items()
     }
     figures_file = output.with_name(output.name.replace(".nii.gz", ".figures.json"))
     figures_file.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
-    table = Table(title="Learned on simulated CT", box=SIMPLE_HEAD)
+    table = Table(title=f"Learned from {' and '.join(loaded.learned_from)}", box=SIMPLE_HEAD)
     for heading in ("structure", "volume cm3", "uncertainty", "predicted Dice", "Dice to reference", ""):
         table.add_column(heading, justify="left" if heading in ("structure", "") else "right")
     for name, row in figures.items():
@@ -146,7 +147,7 @@ def predict(
         )
     console.print(table)
     if picture is not None:
-        draw_slices(volume, found.labels.values, picture, None if masks is None else _merged(masks))
+        draw_slices(volume, found.labels.values, picture, None if truth is None else truth.values)
         console.print(f"drawn     {picture}")
     console.print(f"written   {output}, {figures_file}")
 
@@ -167,22 +168,8 @@ def write_labels(labels: LabelMap, file: Path) -> None:
 
 
 def _library(run: SegmentationRun, folder: Path, atlas: Path | None) -> None:
-    with tqdm(
-        total=run.phantoms.count + run.atlas.count + run.atlas.persons, desc="phantoms", unit="phantom"
-    ) as progress:
+    with tqdm(total=library_size(run), desc="people", unit="person") as progress:
         make_library(run, folder / "phantoms", atlas, progress.update)
-
-
-def _dice(found: Segmentation, name: str, truth: np.ndarray) -> float:
-    return dice_coefficient(truth, found.labels.mask(name))
-
-
-def _merged(masks: dict[str, np.ndarray]) -> np.ndarray:
-    values = np.zeros(next(iter(masks.values())).shape, np.uint16)
-    for value, name in NAMES.items():
-        if name in masks:
-            values[masks[name]] = value
-    return values
 
 
 def _provenance(config: Path) -> dict[str, str]:

@@ -28,6 +28,18 @@ class AtlasConfiguration:
 
 
 @dataclass(frozen=True)
+class HospitalConfiguration:
+    """CTs of patients with label maps beside the phantoms, and which of the patients are held out."""
+
+    table: str
+    """CSV file, see `training.segmentation.labelled.read_cases`."""
+    share: float
+    """Of the examples."""
+    test: float
+    """Share of the patients that are held out: Dice on patients' CTs is measured on them."""
+
+
+@dataclass(frozen=True)
 class UNetConfiguration:
     """MONAI's residual U-Net in 3D: each level, a width of the network, halves the grid, the first one too."""
 
@@ -66,6 +78,9 @@ class SegmentationRun:
     unet: UNetConfiguration
     inference: InferenceConfiguration
     atlas: AtlasConfiguration = AtlasConfiguration()
+    hospital: HospitalConfiguration | None = None
+    start: str | None = None
+    """Folder of a model whose weights the network begins with; None: random ones."""
     engine: EngineConfiguration = field(default_factory=EngineConfiguration)
 
 
@@ -92,6 +107,11 @@ def load_segmentation(path: Path) -> SegmentationRun:
             run.atlas.count + run.atlas.persons > 0 or run.atlas.share == 0,
             "atlas.count",
             "at least 1, or atlas.persons, where atlas.share is not 0",
+        ),
+        (
+            run.hospital is None or (0 < run.hospital.share < 1 and 0 <= run.hospital.test < 1),
+            "hospital",
+            "a share between 0 and 1 (phantoms are needed too), and test from 0 to below 1",
         ),
         (len(run.network.widths) > 1, "network.widths", "two levels or more"),
         (run.unet.voxel_mm > 0, "unet.voxel_mm", "more than 0"),

@@ -8,13 +8,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from dicomnode.errors import ConfigurationError
-from training.anatomy.ct import CtVolume, ct_from_image, sitk
-from training.anatomy.labels import UnusableLabels
+from training.anatomy.labels import LabelMap
 from training.anatomy.population import draw_subject
 from training.segmentation.config import SegmentationRun
+from training.segmentation.labelled import read_cases
 from training.segmentation.library import load_tissues, phantom_file
 from training.segmentation.model import SegmentationModel, load_model, save_model
 from training.segmentation.network import build_network
@@ -65,6 +64,8 @@ class Summary:
     """Single hips, all spoils together."""
     real_ct: dict[str, dict[str, float]] = field(default_factory=dict)
     """Structure to "dice" and "predicted_dice" on a CT of a patient, against a label map from elsewhere; empty without one."""
+    held_out_cts: dict[str, dict[str, dict[str, float]]] = field(default_factory=dict)
+    """Case to the like, for the patients of the run's table who were held out; empty where it has no table."""
 
 
 def finish(
@@ -73,22 +74,38 @@ def finish(
     """Turn trained weights into a model whose Dice line was fitted on the validation phantoms.
 
     Raises:
-        ConfigurationError: nothing was trained in `folder`.
+        ConfigurationError: nothing was trained in `folder`, or the run leaves no phantom for validation.
     """
+    subjects = split_subjects(run.phantoms.count, run.split).validation
+    if not len(subjects):
+        raise ConfigurationError(
+            f"split.validation {run.split.validation:g} of {run.phantoms.count} phantoms is nobody; the line from spread to Dice"
+            " needs one at least"
+        )
     trained = folder / "network.pt"
     if not trained.exists():
         raise ConfigurationError(f"{trained} does not exist; run `python -m training segmentation train`")
     network = build_network(run)
     network.load_state_dict(torch.load(trained, map_location="cpu", weights_only=True))
-    bare = SegmentationModel(run, network, QualityLine((0.0,), (1.0,)))
+    learned = learned_from(run)
+    bare = SegmentationModel(run, network, QualityLine((0.0,), (1.0,)), learned)
     save_model(bare, provenance, folder / "model")
     model = load_model(folder / "model")  # float16 weights, as they will be used
-    subjects = split_subjects(run.phantoms.count, run.split).validation
     cases = hip_cases(model, library, subjects, run.seed + 1, done)
     quality = fit_quality([case.uncertainty for case in cases], [case.dice for case in cases])
-    finished = SegmentationModel(run, model.network, quality)
+    finished = SegmentationModel(run, model.network, quality, learned)
     save_model(finished, provenance, folder / "model")
     return finished
+
+
+def learned_from(run: SegmentationRun) -> tuple[str, ...]:
+    """What a run's weights know, with what those that it began with had learned."""
+    earlier = () if run.start is None else load_model(Path(run.start)).learned_from
+    own = ["simulated CT"]
+    if run.hospital is not None:
+        patients = {case.patient for case in read_cases(run.hospital)["training"]}
+        own.append(f"labelled CTs of {len(patients)} patients ({Path(run.hospital.table).name})")
+    return tuple(dict.fromkeys((*earlier, *own)))
 
 
 def hip_cases(
@@ -167,36 +184,30 @@ def _grouped(cases: list[Case], key: Callable[[Case], str]) -> dict[str, list[fl
     return groups
 
 
-def read_reference(path: Path, ct: CtVolume) -> dict[str, NDArray[np.bool_]]:
-    """Masks of our structures in a label map on the grid of a CT, whose JSON file of names lies beside it.
-
-    Names as TotalSegmentator writes them ("femur_left", "hip_right", "sacrum"); hip bones and sacrum stay apart, unlike in
-    `training.anatomy.labels`.
-
-    Raises:
-        UnusableLabels: another grid than the CT's, or none of the structures in it.
-    """
-    volume = ct_from_image(sitk.ReadImage(str(path)))
-    if volume.hu.shape != ct.hu.shape or not np.allclose(volume.patient_from_voxel, ct.patient_from_voxel, atol=1e-2):
-        raise UnusableLabels(f"{path} lies on another grid than the CT; expected a label map of the same voxels")
-    names = json.loads(path.with_name(path.name.replace(".nii.gz", ".json")).read_text(encoding="utf-8"))
-    theirs = {name: "_".join(reversed(name.split("_"))) for name in NAMES.values()}
-    numbers = {str(name): int(number) for number, name in names.items()}
-    masks = {name: volume.hu == numbers[theirs[name]] for name in theirs if theirs[name] in numbers}
-    if not masks:
-        raise UnusableLabels(f"{path} names none of {', '.join(theirs.values())}")
-    return masks
-
-
-def compare(found: Segmentation, reference: dict[str, NDArray[np.bool_]]) -> dict[str, dict[str, float]]:
+def compare(found: Segmentation, reference: LabelMap) -> dict[str, dict[str, float]]:
     """Dice of each structure that a label map from elsewhere holds, and what was predicted of it."""
     return {
         name: {
-            "dice": dice_coefficient(mask, found.labels.mask(name)),
+            "dice": dice_coefficient(reference.values == value, found.labels.mask(name)),
             "predicted_dice": found.figures[name].predicted_dice,
         }
-        for name, mask in reference.items()
+        for value, name in reference.names.items()
     }
+
+
+def held_out_cts(model: SegmentationModel, done: Callable[[int], object]) -> dict[str, dict[str, dict[str, float]]]:
+    """Case to what `compare` says of it, for the patients of the run's table that were not learned from.
+
+    Raises:
+        ConfigurationError: a CT or a label map that cannot be used; the message names the case.
+    """
+    cases = () if model.run.hospital is None else read_cases(model.run.hospital)["test"]
+    compared = {}
+    for case in cases:
+        ct, reference = case.read()
+        compared[case.case] = compare(segment(ct, model), reference)
+        done(1)
+    return compared
 
 
 def write_summary(summary: Summary, cases: list[Case], folder: Path) -> None:

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,15 +15,29 @@ from training.anatomy.phantom import make_phantom
 from training.anatomy.population import draw_subject
 from training.segmentation.atlas import atlas_tissues
 from training.segmentation.config import AtlasConfiguration, SegmentationRun
+from training.segmentation.labelled import LabelledCase, read_cases, stored_ct
 from training.segmentation.network import CLASSES
-from training.segmentation.scanner import AIR_HU, cut_field, draw_scanner, scan, smooth_field
-from training.segmentation.tissues import Tissue, Tissues, packed, phantom_grid, resampled, tissues_of, unpacked
+from training.segmentation.scanner import (
+    AIR_HU,
+    cut_field,
+    draw_scanner,
+    ordinary_scanner,
+    recorded,
+    scan,
+    smooth_field,
+    worsening,
+)
+from training.segmentation.tissues import VOXEL_MM, Tissue, Tissues, packed, phantom_grid, read_at, tissues_of, unpacked
 
 TURN_DEG = 12.0
+ORDINARY_SHARE = 0.5
+"""Cubes as hospitals scan; the others as `draw_scanner` draws them."""
 STRETCH = 0.10
 """SD of the logarithm of the size, and half of it of each axis apart."""
-TRUNK_SHARE, TRUNK_MM = 0.2, (110.0, 270.0)
+TRUNK_SHARE, TRUNK_MM = 0.12, (110.0, 270.0)
 """Cubes of the trunk, by their centres above the femoral heads: vertebrae and ribs, which are none of the structures."""
+HIP_SHARE, HIP_MM, HIP_SD_MM = 0.5, (85.0, 10.0, -5.0), (20.0, 20.0, 50.0)
+"""Cubes of one hip, where femur and hip bone must be told apart: middle and SD (x, y, z) of their centres on the left."""
 BENDS_MM = ((70.0, 5.0), (24.0, 1.6))
 """Lattice and SD of the displacement: the phantom's bones are more alike than people's. Own choice, by eye."""
 
@@ -58,11 +73,25 @@ def atlas_files(folder: Path, atlas: AtlasConfiguration) -> list[Path]:
     return drawings + [person_file(folder, number) for number in range(atlas.persons)]
 
 
+def ct_files(folder: Path, run: SegmentationRun) -> dict[LabelledCase, Path]:
+    """Where the CTs of patients that are learned from lie."""
+    if run.hospital is None:
+        return {}
+    return {case: folder / f"ct-{case.case}-{case.stamp()}.npy" for case in read_cases(run.hospital)["training"]}
+
+
+def library_size(run: SegmentationRun) -> int:
+    """How many files `make_library` makes."""
+    patients = 0 if run.hospital is None else len(read_cases(run.hospital)["training"])
+    return run.phantoms.count + run.atlas.count + run.atlas.persons + patients
+
+
 def make_library(run: SegmentationRun, folder: Path, atlas: Path | None, done: Callable[[int], object]) -> None:
-    """Make the phantoms, and what is drawn from the atlas, that are not there yet; calls `done(1)` after each.
+    """Make what training draws from and is not there yet: phantoms, atlas, CTs of patients; calls `done(1)` after each.
 
     Raises:
-        ConfigurationError: the folder holds another population, or the run wants an atlas and there is none.
+        ConfigurationError: the folder holds another population, the run wants an atlas and there is none, or a CT of the
+            hospital's table cannot be used.
     """
     folder.mkdir(parents=True, exist_ok=True)
     stamp = folder / "seed.txt"
@@ -84,6 +113,10 @@ def make_library(run: SegmentationRun, folder: Path, atlas: Path | None, done: C
                 )
             _store(_from_atlas(atlas, run, number), file)
         done(1)
+    for case, file in ct_files(folder, run).items():
+        if not file.exists():
+            _save(stored_ct(case), file)
+        done(1)
 
 
 def _from_atlas(atlas: Path, run: SegmentationRun, number: int) -> Tissues:
@@ -94,8 +127,12 @@ def _from_atlas(atlas: Path, run: SegmentationRun, number: int) -> Tissues:
 
 
 def _store(tissues: Tissues, file: Path) -> None:
+    _save(packed(tissues), file)
+
+
+def _save(values: NDArray[Any], file: Path) -> None:
     partial = file.with_suffix(".partial.npy")
-    np.save(partial, packed(tissues))
+    np.save(partial, values)
     partial.replace(file)
 
 
@@ -108,10 +145,10 @@ def load_tissues(file: Path) -> Tissues:
     return Tissues(unpacked(_stored(file)), phantom_grid()[1])
 
 
-def _stored(file: Path) -> NDArray[np.uint8]:
+def _stored(file: Path) -> NDArray[Any]:
     if not file.exists():
         raise ConfigurationError(f"{file} does not exist; run `python -m training segmentation train` to make phantoms")
-    stored: NDArray[np.uint8] = np.load(file, mmap_mode="r")
+    stored: NDArray[Any] = np.load(file, mmap_mode="r")
     return stored
 
 
@@ -121,20 +158,45 @@ def draw_example(file: Path, patch: int, voxel_mm: float, random: np.random.Gene
     Mirroring is no mistake: the network's classes have no side (see `training.segmentation.structures`).
     """
     stored = _stored(file)
-    matrix = phantom_grid()[1]
-    points = torch.from_numpy(_points_mm(patch, voxel_mm, random))
-    voxel_from_patient = torch.from_numpy(np.linalg.inv(matrix).astype(np.float32))
-    points = points @ voxel_from_patient[:3, :3].T + voxel_from_patient[:3, 3]
+    centre_mm = _centre_mm(random)
+    points_mm = centre_mm + _offsets_mm(patch, voxel_mm, random)
+    near, points = _near(stored, (points_mm - phantom_grid()[1][:3, 3]) / VOXEL_MM)
+    shares = read_at(unpacked(near), points)
+    is_ordinary = random.random() < ORDINARY_SHARE
+    scanner = ordinary_scanner(random, voxel_mm) if is_ordinary else draw_scanner(random)
+    hu = scan(shares, scanner, (voxel_mm, voxel_mm, voxel_mm), random)
+    return _cut(hu, _target(shares), random)
+
+
+def draw_ct_example(file: Path, patch: int, voxel_mm: float, random: np.random.Generator) -> Example:
+    """Draw such a piece of a stored CT of a patient, around a voxel of one of its structures."""
+    stored = _stored(file)
+    coarse = stored[1, ::8, ::8, ::8]
+    present = np.unique(coarse[coarse > 0])
+    places = np.argwhere(coarse == random.choice(present) if len(present) else coarse == 0)
+    centre = (8.0 * places[random.integers(len(places))] + random.normal(0, 20 / VOXEL_MM, 3))[::-1]
+    near, points = _near(stored, centre + _offsets_mm(patch, voxel_mm, random) / VOXEL_MM)
+    classes = [(near[1] == number).astype(np.float32) for number in range(1, CLASSES)]
+    hu, *bones = read_at(np.stack([near[0] - np.float32(AIR_HU), *classes]), points)
+    target = np.stack([1 - np.sum(bones, axis=0), *bones])
+    hu = recorded(hu + np.float32(AIR_HU), worsening(random), (voxel_mm, voxel_mm, voxel_mm), random)
+    return _cut(hu, target, random)
+
+
+def _near(stored: NDArray[Any], points: NDArray[np.float64]) -> tuple[NDArray[Any], torch.Tensor]:
+    """The part of a stored volume (channels, z, y, x) that holds points (z, y, x, 3) as voxel indices, and the points in it."""
     size = np.array(stored.shape[:0:-1])
     flat = points.reshape(-1, 3)
-    first = np.clip(np.floor(flat.amin(dim=0).numpy()).astype(int), 0, size - 1)
-    last = np.clip(np.ceil(flat.amax(dim=0).numpy()).astype(int) + 1, first + 1, size)
+    first = np.clip(np.floor(flat.min(axis=0)).astype(int), 0, size - 1)
+    last = np.clip(np.ceil(flat.max(axis=0)).astype(int) + 1, first + 1, size)
     near = stored[:, first[2] : last[2], first[1] : last[1], first[0] : last[0]]
-    shares = resampled(Tissues(unpacked(near), matrix), points - torch.from_numpy(first.astype(np.float32)))
-    spacing_mm = (voxel_mm, voxel_mm, voxel_mm)
-    hu = scan(shares, draw_scanner(random), spacing_mm, random)
-    box = cut_field((patch, patch, patch), random, chance=0.2, most=0.35)
-    target = _target(shares)
+    return near, torch.from_numpy((points - first).astype(np.float32))
+
+
+def _cut(hu: NDArray[np.float32], target: NDArray[np.float32], random: np.random.Generator) -> Example:
+    """An example whose field of view may end within the cube."""
+    size = (hu.shape[0], hu.shape[1], hu.shape[2])
+    box = cut_field(size, random, chance=0.2, most=0.35)
     return Example(_outside(hu, box, AIR_HU), np.stack([_outside(t, box, float(k == 0)) for k, t in enumerate(target)]))
 
 
@@ -152,11 +214,19 @@ def _target(shares: NDArray[np.float32]) -> NDArray[np.float32]:
     return target
 
 
-def _points_mm(patch: int, voxel_mm: float, random: np.random.Generator) -> NDArray[np.float32]:
-    """(z, y, x, 3) patient mm of a cube's voxels."""
+def _centre_mm(random: np.random.Generator) -> NDArray[np.float64]:
+    """Patient mm of a cube's centre in a phantom."""
+    where = random.random()
     centre = random.normal([0, 10, 15], [60, 20, 60])
-    if random.random() < TRUNK_SHARE:
+    if where < TRUNK_SHARE:
         centre[2] = random.uniform(*TRUNK_MM)
+    elif where < TRUNK_SHARE + HIP_SHARE:
+        centre = random.normal(HIP_MM, HIP_SD_MM) * [random.choice([-1, 1]), 1, 1]
+    return np.asarray(centre, np.float64)
+
+
+def _offsets_mm(patch: int, voxel_mm: float, random: np.random.Generator) -> NDArray[np.float32]:
+    """(z, y, x, 3) mm of a cube's voxels from its centre, along the patient's axes (x, y, z)."""
     turns = np.radians(random.normal(0, TURN_DEG, 3))
     stretch = np.exp(random.normal(0, STRETCH) + random.normal(0, STRETCH / 2, 3))
     mirror = random.choice([-1.0, 1.0])
@@ -168,7 +238,7 @@ def _points_mm(patch: int, voxel_mm: float, random: np.random.Generator) -> NDAr
         for axis in range(3):
             points[..., axis] += amount * smooth_field((patch,) * 3, (voxel_mm,) * 3, scale_mm, random)
     matrix = (_rotation(turns) * stretch) @ np.diag([mirror, 1, 1])
-    return np.asarray(points @ matrix.T.astype(np.float32) + centre.astype(np.float32), np.float32)
+    return np.asarray(points @ matrix.T.astype(np.float32), np.float32)
 
 
 def _rotation(turns: NDArray[np.float64]) -> NDArray[np.float64]:

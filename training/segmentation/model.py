@@ -16,7 +16,7 @@ from training.segmentation.config import SegmentationRun
 from training.segmentation.network import build_network
 from training.segmentation.quality import QualityLine
 
-FORMAT = 2
+FORMAT = 3
 
 
 @dataclass(frozen=True)
@@ -26,6 +26,7 @@ class SegmentationModel:
     run: SegmentationRun
     network: nn.Module
     quality: QualityLine
+    learned_from: tuple[str, ...] = ("simulated CT",)
     sha256: str = ""
     """Of the stored weights; empty where they were not stored yet."""
 
@@ -37,13 +38,18 @@ def save_model(model: SegmentationModel, provenance: dict[str, Any], folder: Pat
     save_file({name: tensor.half().contiguous() for name, tensor in model.network.state_dict().items()}, weights)
     document = {
         "format": FORMAT,
-        "trained_on_simulation": True,
-        "run": asdict(model.run),
+        "learned_from": model.learned_from,
+        "run": asdict(model.run, dict_factory=_stated),
         "quality": asdict(model.quality),
         "provenance": provenance,
         "weights_sha256": hashlib.sha256(weights.read_bytes()).hexdigest(),
     }
     (folder / "segmentation.json").write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+
+
+def _stated(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """What a TOML file would state: a value that is not there has no name there either."""
+    return {name: value for name, value in pairs if value is not None}
 
 
 def load_model(folder: Path) -> SegmentationModel:
@@ -75,4 +81,4 @@ def load_model(folder: Path) -> SegmentationModel:
     network.load_state_dict({k: v.float() for k, v in load_file(folder / "weights.safetensors").items()})
     device = "cuda" if torch.cuda.is_available() else "cpu"
     quality = QualityLine(*(tuple(document["quality"][name]) for name in ("uncertainty", "predicted_dice")))
-    return SegmentationModel(run, network.to(device).eval(), quality, digest)
+    return SegmentationModel(run, network.to(device).eval(), quality, tuple(document["learned_from"]), digest)

@@ -1,10 +1,12 @@
 """The model card, written from the figures of the evaluation so that no figure in it can differ from them."""
 
 from pathlib import Path
+from statistics import mean
 
 from training.markdown import table
 from training.segmentation.evaluate import FAILURE_DICE, Summary
 from training.segmentation.model import SegmentationModel
+from training.segmentation.structures import NAMES
 
 _PHANTOMS = ("parametric phantoms (`training/anatomy`)", "Apache-2.0, as the code")
 _DRAWINGS = (
@@ -33,7 +35,7 @@ def _card(model: SegmentationModel, summary: Summary) -> str:
     hips = ((spoil.replace("_", " "), f"{dice:.3f}") for spoil, dice in summary.hip_dice.items())
     return f"""# Model card: {run.name} {run.version}
 
-**Learned from simulated CT. Not a medical device; not for diagnosis.**
+**Learned from {" and ".join(model.learned_from)}. Not a medical device; not for diagnosis.**
 
 ## What it is
 A residual U-Net in 3D (MONAI) on voxels of {net.voxel_mm:g} mm, {steps} steps of {run.network.batch} cubes of {net.patch} voxels.
@@ -48,21 +50,26 @@ picture.
 {run.phantoms.count} phantoms (seed {run.phantoms.seed}): {100 * run.split.validation:g} % for the line from spread to Dice,
 {100 * run.split.test:g} % for the figures below.
 {_atlas(model)}
-Energy, kernel, slice thickness, noise, contrast medium, metal streaks, pose and shape are drawn anew for each cube.
+{_patients(model)}Energy, kernel, slice thickness, noise, contrast medium, metal streaks, pose and shape are drawn anew for each
+cube of a phantom or of the atlas.
 
 {table(("source of anatomy", "licence"), sources)}
 
 ## Figures on held-out phantoms (simulated CT, not patients)
+Whole pelves as hospitals scan them: voxels of 0.7 to 1 mm, slices of 1 to 3 mm.
+
 {table(("whole pelvis", "mean Dice", "least", "n"), pelves)}
+
+Single hips by scanners of every kind with voxels of 2 to 3 mm, as they come and spoilt.
 
 {table(("single hip, scan", "mean Dice"), hips)}
 
 Warning by spread, single hips of all scans: {warning.failures} of {warning.n} structures under Dice {FAILURE_DICE:g}, {area}.
 Predicted and true Dice agree with r {warning.pearson_r:.3f}, mean error {warning.mean_absolute_error:.3f}.
-{_real(summary)}
+{_real(summary)}{_held_out(summary)}
 ## Known limits
 - Bones of phantoms are smoother and more alike than people's; vertebrae above the sacrum, ribs and couch are rough copies.
-- Of patients' CTs it has seen none in training.
+- The line from spread to Dice is that of phantoms.{_none_seen(model)}
 """
 
 
@@ -74,6 +81,35 @@ def _atlas(model: SegmentationModel) -> str:
         f"{100 * atlas.share:g} % of the cubes come from real anatomy: {atlas.count} drawings of a label map's mineral,"
         f" {atlas.persons} persons with femora of a shape model and a real pelvis."
     )
+
+
+def _patients(model: SegmentationModel) -> str:
+    hospital = model.run.hospital
+    if hospital is None:
+        return ""
+    return (
+        f"{100 * hospital.share:g} % of the cubes come from the CTs of {Path(hospital.table).name}, of whose patients"
+        f" {100 * hospital.test:g} % are held out.\n"
+    )
+
+
+def _none_seen(model: SegmentationModel) -> str:
+    return "\n- Of patients' CTs it has seen none in training." if len(model.learned_from) == 1 else ""
+
+
+def _held_out(summary: Summary) -> str:
+    if not summary.held_out_cts:
+        return ""
+    rows = []
+    for name in NAMES.values():
+        own = [case[name] for case in summary.held_out_cts.values() if name in case]
+        if own:
+            dice, predicted = ([one[key] for one in own] for key in ("dice", "predicted_dice"))
+            rows.append((name, f"{mean(dice):.3f}", f"{min(dice):.3f}", f"{mean(predicted):.3f}", str(len(own))))
+    return f"""
+## CTs of held-out patients, against the label maps of the table
+{table(("structure", "mean Dice", "least", "mean predicted", "n"), rows)}
+"""
 
 
 def _real(summary: Summary) -> str:

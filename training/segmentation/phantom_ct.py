@@ -12,9 +12,9 @@ from training.anatomy.ct import CtVolume
 from training.anatomy.implant import metal_fraction
 from training.anatomy.labels import LabelMap
 from training.anatomy.population import Subject, pelvis_rotation
-from training.segmentation.scanner import Scanner, cut_field, draw_scanner, scan
+from training.segmentation.scanner import Scanner, cut_field, draw_scanner, ordinary_scanner, scan
 from training.segmentation.structures import NAMES
-from training.segmentation.tissues import VOXEL_MM, Tissue, Tissues, label_values, resampled, streaks
+from training.segmentation.tissues import Tissue, Tissues, label_values, read_at, streaks
 
 Box = tuple[tuple[float, float, float], tuple[float, float, float]]
 """Lowest and highest corner (x, y, z), patient mm."""
@@ -57,7 +57,7 @@ def labelled_ct(
     stored_from_ct = np.linalg.inv(tissues.patient_from_voxel) @ matrix
     points = torch.stack([x, y, z], dim=-1) * torch.from_numpy(stored_from_ct.diagonal()[:3].astype(np.float32))
     points += torch.from_numpy(stored_from_ct[:3, 3].astype(np.float32))
-    shares = resampled(tissues, points)
+    shares = read_at(tissues.shares, points)
     hu = scan(shares, scanner, (spacing_mm[2], spacing_mm[1], spacing_mm[0]), random)
     return LabelledCt(CtVolume(hu, matrix), LabelMap(_named(label_values(shares), subject, matrix), NAMES, matrix))
 
@@ -100,9 +100,11 @@ def _metal(case: Spoilt, random: np.random.Generator) -> Spoilt:
         radius = float(random.uniform(4, 16))
         rods.append([*start, radius, *end, radius])
     shape = (shares.shape[1], shares.shape[2], shares.shape[3])
-    metal = metal_fraction(np.array(rods), shape, case.tissues.patient_from_voxel[:3, 3], VOXEL_MM)
+    place = case.tissues.patient_from_voxel
+    voxel_mm = float(place[0, 0])
+    metal = metal_fraction(np.array(rods), shape, place[:3, 3], voxel_mm)
     shares[Tissue.METAL] = np.maximum(shares[Tissue.METAL], metal)
-    shares[Tissue.STREAK] = streaks(shares[Tissue.METAL], random)
+    shares[Tissue.STREAK] = streaks(shares[Tissue.METAL], random, voxel_mm)
     scanner = replace(case.scanner, streak_hu=float(random.uniform(300, 5000)))
     return replace(case, tissues=Tissues(shares, case.tissues.patient_from_voxel), scanner=scanner)
 
@@ -156,7 +158,8 @@ def hip_case(tissues: Tissues, subject: Subject, spoil: str, random: np.random.G
 
 
 def pelvis_case(tissues: Tissues, subject: Subject, random: np.random.Generator) -> LabelledCt:
-    """Both hips of a phantom, as a scanner of `draw_scanner` shows them, with voxels of 2 to 3 mm."""
-    in_plane = float(random.uniform(2, 3))
-    spacing_mm = (in_plane, in_plane, float(random.uniform(2, 3)))
-    return labelled_ct(tissues, subject, PELVIS, spacing_mm, draw_scanner(random), random)
+    """Both hips of a phantom as hospitals scan them: voxels of 0.7 to 1 mm in slices of 1 to 3 mm."""
+    in_plane_mm = float(random.uniform(0.7, 1.0))
+    scanner = ordinary_scanner(random, in_plane_mm)
+    spacing_mm = (in_plane_mm, in_plane_mm, scanner.voxel_mm[0])
+    return labelled_ct(tissues, subject, PELVIS, spacing_mm, scanner, random)

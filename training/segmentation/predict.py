@@ -9,8 +9,9 @@ from monai.inferers.inferer import SlidingWindowInferer
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from training.anatomy.ct import AIR_HU, CtVolume
+from training.anatomy.ct import CtVolume
 from training.anatomy.labels import LabelMap
+from training.segmentation.grid import interpolated, to_grid
 from training.segmentation.model import SegmentationModel
 from training.segmentation.network import dropout_on, network_input
 from training.segmentation.structures import CLASS_OF, NAMES, with_sides
@@ -67,26 +68,6 @@ def segment(ct: CtVolume, model: SegmentationModel, seed: int = 0, progress: boo
     return Segmentation(LabelMap(labels.astype(np.uint16), NAMES, ct.patient_from_voxel), figures)
 
 
-def to_grid(ct: CtVolume, voxel_mm: float) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
-    """Resample a CT to cubic voxels along the patient's axes, smoothed where it is finer.
-
-    Returns:
-        (z, y, x) Hounsfield units with air around, and 4 x 4 patient_from_grid.
-    """
-    spacing_mm = np.linalg.norm(ct.patient_from_voxel[:3, :3], axis=0)[::-1]
-    # A Gaussian for each axis that is as wide as what the coarser voxel averages beyond the finer one (variance of a box: w2/12).
-    sigma = np.sqrt(np.maximum(voxel_mm**2 - spacing_mm**2, 0) / 12) / spacing_mm
-    smooth = ndimage.gaussian_filter(ct.hu, sigma, mode="nearest") if sigma.max() > 0.1 else ct.hu
-    corners = np.array([[*(np.array(ct.hu.shape[::-1]) * share - 0.5), 1] for share in np.ndindex(2, 2, 2)])
-    corners_mm = np.asarray((corners @ ct.patient_from_voxel.T)[:, :3], np.float64)
-    low, high = corners_mm.min(axis=0), corners_mm.max(axis=0)
-    size = np.maximum(np.rint((high - low) / voxel_mm).astype(int), 1)
-    matrix = np.eye(4) * [voxel_mm, voxel_mm, voxel_mm, 1.0]
-    matrix[:3, 3] = (low + high) / 2 - (size - 1) / 2 * voxel_mm
-    hu = _resampled(smooth, np.linalg.inv(ct.patient_from_voxel) @ matrix, tuple(size[::-1]), AIR_HU)
-    return hu, matrix
-
-
 def sample_probabilities(
     hu: NDArray[np.float32], model: SegmentationModel, seed: int, progress: bool = False
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
@@ -139,11 +120,11 @@ def _on_ct(
 ) -> NDArray[np.uint8]:
     """Labels on the CT's grid: probabilities are interpolated, so that borders run finer than the network's voxels."""
     grid_from_ct = np.linalg.inv(patient_from_grid) @ ct.patient_from_voxel
-    best = _resampled(mean[0], grid_from_ct, ct.hu.shape, 1.0)
+    best = interpolated(mean[0], grid_from_ct, ct.hu.shape, 1.0)
     labels = np.zeros(ct.hu.shape, np.uint8)
     for value, near in around.items():
         if near.any():
-            probability = _resampled(mean[CLASS_OF[value]] * near, grid_from_ct, ct.hu.shape, 0.0)
+            probability = interpolated(mean[CLASS_OF[value]] * near, grid_from_ct, ct.hu.shape, 0.0)
             is_best = probability > best
             labels[is_best] = value
             best[is_best] = probability[is_best]
@@ -157,18 +138,3 @@ def without_holes(labels: NDArray[np.uint8]) -> NDArray[np.uint8]:
         if box is not None:
             solid[box][ndimage.binary_fill_holes(labels[box] == value)] = value
     return solid
-
-
-def _resampled(
-    values: NDArray[np.float32], source_from_target: NDArray[np.float64], shape: tuple[int, ...], outside: float
-) -> NDArray[np.float32]:
-    """Linear interpolation; the outermost voxels count to their outer faces, beyond lies `outside`."""
-    matrix, offset = source_from_target[:3, :3][::-1, ::-1], source_from_target[:3, 3][::-1]
-    found = ndimage.affine_transform(values, matrix, offset, shape, np.float32, order=1, mode="nearest")
-    ticks = np.indices(shape, sparse=True)
-    inside = np.ones(shape, np.bool_)
-    for axis, length in enumerate(values.shape):
-        place = sum(matrix[axis, n] * ticks[n] for n in range(3)) + offset[axis]
-        inside &= (place >= -0.5 - 1e-6) & (place <= length - 0.5 + 1e-6)
-    found[~inside] = outside
-    return np.asarray(found, np.float32)

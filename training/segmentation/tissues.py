@@ -29,8 +29,8 @@ from training.targets import (
     YELLOW_MARROW_G_CM3,
 )
 
-VOXEL_MM = 2.5
-"""Of the stored tissues: a little finer than what a network sees (own choice)."""
+VOXEL_MM = 1.5
+"""Of the stored tissues: finer than what a network sees, so that the joint's space of a few mm stays open (own choice)."""
 LOW_MM, HIGH_MM = (-235.0, -175.0, -225.0), (235.0, 160.0, 290.0)
 """Stored box (x, y, z) around the middle between the femoral heads: above the phantom's cut shafts, within its trunk."""
 SATURATED_HU = 3071.0
@@ -79,25 +79,29 @@ class Tissues:
 
 def packed(tissues: Tissues) -> NDArray[np.uint8]:
     """Shares as bytes, for storage."""
-    scaled = tissues.shares / _FULL[:, None, None, None]
-    scaled[Tissue.STREAK] = (128 + 127 * scaled[Tissue.STREAK]) / 255
-    return np.asarray(np.rint(np.clip(scaled, 0, 1) * 255), np.uint8)
+    stored = np.empty(tissues.shares.shape, np.uint8)
+    for channel, share in enumerate(tissues.shares):  # one by one: a person has 24 million voxels
+        scaled = 128 + 127 * share if channel == Tissue.STREAK else share * (255 / _FULL[channel])
+        stored[channel] = np.rint(np.clip(scaled, 0, 255))
+    return stored
 
 
 def unpacked(stored: NDArray[np.uint8]) -> NDArray[np.float32]:
     """Shares from bytes."""
-    shares = np.asarray(stored * (_FULL / np.float32(255))[:, None, None, None], np.float32)
+    shares = np.empty(stored.shape, np.float32)
+    for channel, share in enumerate(stored):
+        np.multiply(share, _FULL[channel] / np.float32(255), out=shares[channel])
     shares[Tissue.STREAK] = (stored[Tissue.STREAK].astype(np.float32) - 128) / 127
     return shares
 
 
-def phantom_grid() -> tuple[tuple[int, int, int], NDArray[np.float64]]:
+def phantom_grid(voxel_mm: float = VOXEL_MM) -> tuple[tuple[int, int, int], NDArray[np.float64]]:
     """Shape (z, y, x) and 4 x 4 patient_from_voxel of every phantom's tissues."""
-    size = [round((high - low) / VOXEL_MM) + 1 for low, high in zip(LOW_MM, HIGH_MM, strict=True)]
-    return (size[2], size[1], size[0]), local_from_voxel(np.array(LOW_MM), VOXEL_MM)
+    size = [round((high - low) / voxel_mm) + 1 for low, high in zip(LOW_MM, HIGH_MM, strict=True)]
+    return (size[2], size[1], size[0]), local_from_voxel(np.array(LOW_MM), voxel_mm)
 
 
-def tissues_of(phantom: Phantom, sacrum: Structure | None = None) -> Tissues:
+def tissues_of(phantom: Phantom, sacrum: Structure | None = None, voxel_mm: float = VOXEL_MM) -> Tissues:
     """Fill a phantom into the grid, and add what it lacks for a CT: upper vertebrae, ribs, table, streaks of its metal.
 
     The additions are assumptions by eye. They are there so that a network sees bone that is none of its structures.
@@ -105,7 +109,7 @@ def tissues_of(phantom: Phantom, sacrum: Structure | None = None) -> Tissues:
     Args:
         sacrum: of a person of the atlas, see `training.anatomy.atlas.sacrum_volume`; a phantom's is known by its place.
     """
-    shape, matrix = phantom_grid()
+    shape, matrix = phantom_grid(voxel_mm)
     random = np.random.default_rng(phantom.subject.seed + 2)
     shares = np.zeros((len(Tissue), *shape), np.float32)
     femora = {id(bone.patient_from_voxel) for name in NAMES.values() for bone in phantom.bone(name)}
@@ -127,9 +131,9 @@ def tissues_of(phantom: Phantom, sacrum: Structure | None = None) -> Tissues:
         _add_lumbar(shares, phantom.subject, matrix)
     _add_vertebrae(shares, phantom.subject, matrix)
     _add_ribs(shares, phantom.subject, matrix, random)
-    _add_table(shares, random)
+    _add_table(shares, random, voxel_mm)
     np.clip(shares[Tissue.FEMUR : Tissue.METAL + 1], 0, 1, out=shares[Tissue.FEMUR : Tissue.METAL + 1])
-    shares[Tissue.STREAK] = streaks(shares[Tissue.METAL], random)
+    shares[Tissue.STREAK] = streaks(shares[Tissue.METAL], random, voxel_mm)
     return Tissues(shares, matrix)
 
 
@@ -238,9 +242,8 @@ def _add_ribs(
     shares[Tissue.MINERAL] += ribs * np.float32(random.uniform(0.2, 0.7))
 
 
-def _add_table(shares: NDArray[np.float32], random: np.random.Generator) -> None:
+def _add_table(shares: NDArray[np.float32], random: np.random.Generator, voxel_mm: float) -> None:
     """A curved couch under the lowest skin: a dense shell with foam in it."""
-    voxel_mm = VOXEL_MM
     rows = np.nonzero((shares[Tissue.MUSCLE] + shares[Tissue.ADIPOSE]).max(axis=(0, 2)) > 0.3)[0]
     x = (np.arange(shares.shape[3]) - shares.shape[3] / 2) * voxel_mm
     hollow = random.uniform(0, 60) * (x / 200) ** 2  # its edges stand higher
@@ -255,7 +258,7 @@ def _add_table(shares: NDArray[np.float32], random: np.random.Generator) -> None
     shares[Tissue.ADIPOSE] += empty * couch.astype(np.float32)
 
 
-def streaks(metal: NDArray[np.float32], random: np.random.Generator) -> NDArray[np.float32]:
+def streaks(metal: NDArray[np.float32], random: np.random.Generator, voxel_mm: float) -> NDArray[np.float32]:
     """Draw what filtered back-projection makes of rays that metal has starved, slice by slice: (z, y, x), -1 to 1.
 
     The error of a ray is what its path through metal lacks after saturation, plus noise that grows with the path. Parallel rays,
@@ -274,7 +277,7 @@ def streaks(metal: NDArray[np.float32], random: np.random.Generator) -> NDArray[
     noise = torch.Generator().manual_seed(int(random.integers(2**31)))
     total = torch.zeros_like(square)
     for angle in np.arange(STREAK_ANGLES) * math.pi / STREAK_ANGLES:
-        path_mm = _turned(square, angle).sum(dim=2) * 2 * VOXEL_MM
+        path_mm = _turned(square, angle).sum(dim=2) * 2 * voxel_mm
         starved = 1 - torch.exp(-path_mm / STREAK_LIMIT_MM)
         error = starved * STREAK_LIMIT_MM - path_mm
         error = error + 0.25 * starved.square() * torch.randn(path_mm.shape, generator=noise) * STREAK_LIMIT_MM
@@ -296,19 +299,20 @@ def _turned(slices: torch.Tensor, angle: float) -> torch.Tensor:
     )
 
 
-def resampled(tissues: Tissues, points_voxel: torch.Tensor) -> NDArray[np.float32]:
-    """Read tissues at points, linearly; nothing beyond their grid.
+def read_at(values: NDArray[np.float32], points_voxel: torch.Tensor) -> NDArray[np.float32]:
+    """Read a volume of several channels at points, linearly; 0 beyond its grid.
 
     Args:
-        points_voxel: (z, y, x, 3) voxel indices (x, y, z) of `tissues`.
+        values: (channels, z, y, x).
+        points_voxel: (z, y, x, 3) voxel indices (x, y, z) of `values`.
 
     Returns:
-        (len(Tissue), z, y, x).
+        (channels, z, y, x), the latter three those of the points.
     """
-    size = torch.tensor(tissues.shares.shape[:0:-1], dtype=torch.float32)
+    size = torch.tensor(values.shape[:0:-1], dtype=torch.float32)
     grid = (2 * points_voxel + 1) / size - 1
     found = torch.nn.functional.grid_sample(
-        torch.from_numpy(tissues.shares)[None], grid[None].float(), padding_mode="zeros", align_corners=False
+        torch.from_numpy(values)[None], grid[None].float(), padding_mode="zeros", align_corners=False
     )
     return found[0].numpy()
 

@@ -10,10 +10,12 @@ from monai.losses.dice import DiceLoss
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
+from dicomnode.errors import ConfigurationError
 from training.config import Stage
 from training.engine import make_fabric
 from training.segmentation.config import SegmentationRun
-from training.segmentation.library import atlas_files, draw_example, phantom_file
+from training.segmentation.library import Example, atlas_files, ct_files, draw_ct_example, draw_example, phantom_file
+from training.segmentation.model import load_model
 from training.segmentation.network import build_network, network_input
 from training.split import split_subjects
 from training.train import Task, Terms, fit
@@ -28,16 +30,24 @@ class Examples(Dataset[dict[str, Tensor]]):
         self.run, self.library = run, library
         self.subjects = split_subjects(run.phantoms.count, run.split).training
         self.atlas = atlas_files(library, run.atlas)
+        self.cts = list(ct_files(library, run).values())
 
     def __getitem__(self, number: int) -> dict[str, Tensor]:
         """`network_input` (2, z, y, x) and `target` (CLASSES, z, y, x)."""
         random = np.random.default_rng((self.run.seed, number))
+        unet, hospital = self.run.unet, self.run.hospital
+        if hospital is not None and random.random() < hospital.share:
+            file = self.cts[random.integers(len(self.cts))]
+            return _as_tensors(draw_ct_example(file, unet.patch, unet.voxel_mm, random))
         if random.random() < self.run.atlas.share:
             file = self.atlas[random.integers(len(self.atlas))]
         else:
             file = phantom_file(self.library, int(self.subjects[random.integers(len(self.subjects))]))
-        example = draw_example(file, self.run.unet.patch, self.run.unet.voxel_mm, random)
-        return {"network_input": network_input(example.hu), "target": torch.from_numpy(example.target)}
+        return _as_tensors(draw_example(file, unet.patch, unet.voxel_mm, random))
+
+
+def _as_tensors(example: Example) -> dict[str, Tensor]:
+    return {"network_input": network_input(example.hu), "target": torch.from_numpy(example.target)}
 
 
 def segmentation_loss(logits: Tensor, target: Tensor) -> dict[str, Tensor]:
@@ -65,10 +75,27 @@ def train(
 
 def _train(fabric: Fabric, run: SegmentationRun, library: Path, folder: Path, workers: int, save_every: int) -> None:
     torch.manual_seed(run.seed)
-    task = Task(
-        "network", build_network(run), _loss, lambda _: Examples(run, library), memory_format=torch.contiguous_format
-    )
+    network = build_network(run)
+    if run.start is not None:
+        network.load_state_dict(begun_with(run, Path(run.start)))
+    task = Task("network", network, _loss, lambda _: Examples(run, library), memory_format=torch.contiguous_format)
     fit(fabric, task, run.network, folder=folder, seed=run.seed, workers=workers, save_every=save_every)
+
+
+def begun_with(run: SegmentationRun, start: Path) -> dict[str, Tensor]:
+    """The weights of the model that a run begins with.
+
+    Raises:
+        BundleError: no model lies there, or a damaged one.
+        ConfigurationError: its network is another one.
+    """
+    earlier = load_model(start)
+    theirs, ours = ((of.network.widths, of.unet.residual_units, of.unet.voxel_mm) for of in (earlier.run, run))
+    if theirs != ours:
+        raise ConfigurationError(
+            f"start {start}: widths, residual units and voxel_mm are {theirs}, the run's are {ours}; they must be the same"
+        )
+    return {name: tensor.cpu() for name, tensor in earlier.network.state_dict().items()}
 
 
 def _loss(answer: Tensor, batch: dict[str, Tensor], _: Stage) -> Terms:
