@@ -24,9 +24,13 @@ _RECENTRE_MM = 3.0
 """A second look is taken where the head lies further than this from where the locator put it."""
 _METAL_LOGIT = 2.0
 """Metal's pixels weigh more in training than they are frequent (`training.losses.METAL_WEIGHT`), so that 0 would be too early."""
-VIEWS = ((0.0, (0.0, 0.0)), (4.0, (-2.0, 2.0)), (-4.0, (2.0, -2.0)), (2.0, (2.0, 2.0)), (-2.0, (-2.0, -2.0)))
+VIEWS = (
+    (0.0, (0.0, 0.0)),
+    *((12.0, (-8.0, 8.0)), (-12.0, (8.0, -8.0)), (6.0, (8.0, 8.0)), (-6.0, (-8.0, -8.0))),
+    *((8.0, (6.0, -6.0)), (-8.0, (-6.0, 6.0)), (4.0, (-6.0, -6.0)), (-4.0, (6.0, 6.0))),
+)
 """Degrees and pixels by which the frame is turned and moved for the looks that figures are the mean of: each reads the same hip a
-little differently, and nobody puts a patient down twice alike."""
+little differently, and nobody puts a patient down twice alike. The first is the frame itself; why they lie so far apart: ADR 0009."""
 _PEAK_WINDOW_PX = 4
 _HEADS_APART_MM = 80.0
 """Two femoral heads of an adult are never nearer: their centres lie about 175 mm apart."""

@@ -291,12 +291,13 @@ def test_repeatability_gives_back_the_spread_that_was_put_in() -> None:
     for person in range(200):
         for number, error in enumerate(rng.normal(0, 0.03, 5)):
             cases.append(case(f"pose {number + 1}", person, 0.8 * (1 + rng.normal(0, 0.01)), 0.8 * (1 + float(error))))
-        for rung, sd in (("same device, pose", 0.02), ("same pose", 0.005)):
+        for rung, sd in (("repositioned", 0.015), ("same device, pose", 0.02), ("same pose", 0.005)):
             cases += [case(rung, person, 0.8, 0.8 * (1 + float(error))) for error in rng.normal(0, sd, 5)]
     (found,) = repeatability(cases)
     assert found.over_poses.rms_cv_percent == pytest.approx(3.0, rel=0.06)
     assert found.over_poses.lsc_percent == pytest.approx(2.77 * 3.0, rel=0.06)
     assert found.truth_over_poses.rms_cv_percent == pytest.approx(1.0, rel=0.06)
+    assert found.repositioned.rms_cv_percent == pytest.approx(1.5, rel=0.06)
     assert found.same_device.rms_cv_percent == pytest.approx(2.0, rel=0.06)
     assert found.same_pose.rms_cv_percent == pytest.approx(0.5, rel=0.06)
 
@@ -412,7 +413,16 @@ def test_everything_is_written_and_undefined_figures_are_null(tmp_path: Path) ->
     ]
     cases.append(case("b", 9, 0.7, Reason.CUT_OFF))
     ladder = make_ladder("mineral", "Mineral", "factor", cases, "a")
-    rungs = ("pose 1", "pose 2", "same device, pose 1", "same device, pose 2", "same pose", "same pose")
+    rungs = (
+        "pose 1",
+        "pose 2",
+        "repositioned, 1",
+        "repositioned, 2",
+        "same device, pose 1",
+        "same device, pose 2",
+        "same pose",
+        "same pose",
+    )
     posed = [case(rung, i, 1.0, 1.0 + i / 100) for rung in rungs for i in (1, 2)]
     slope = mineral_slope([case("1", i, 1.0 + f, 1.0 + f) for i in (1, 2) for f in (0.0, 0.5)], QUANTITY)
     assert slope is not None

@@ -1,7 +1,7 @@
 """Persons whose anatomy is changed on purpose: their mineral, their pose, their joints and fractures."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, astuple, dataclass, replace
 from itertools import count as numbers_from
 from itertools import islice
 from typing import Any
@@ -11,9 +11,10 @@ from tqdm import tqdm
 
 from training.anatomy.disease import FractureKind
 from training.anatomy.phantom import Phantom, make_phantom
-from training.anatomy.population import Subject, draw_fracture, draw_pose, draw_subject
+from training.anatomy.population import Pose, Subject, draw_fracture, draw_pose, draw_subject
 from training.ladders.ladder import (
     Case,
+    Conditions,
     Ladder,
     draw_conditions,
     make_ladder,
@@ -31,7 +32,10 @@ LOSS_FACTORS = (0.6, 0.8, 1.0, 1.2)
 ARTHRITIS: Mapping[str, float] = {"none": 0.0, "mild": 0.4, "moderate": 0.7, "severe": 1.0}
 """Grade to severity, see `training.anatomy.disease`."""
 POSES = 5
-_SAME_DEVICE, _SAME_POSE = "same device", "same pose"
+_REPOSITIONED, _SAME_DEVICE, _SAME_POSE = "repositioned", "same device", "same pose"
+_FOLLOW_UP_SD_DEG = Pose(flexion_deg=3.0, abduction_deg=3.0, internal_rotation_deg=5.0)
+"""How far a patient who is put down again by the same protocol lies from the first time, SD. Own choice: studies of densitometry
+turn a leg by 10 degrees and abduct it by 6 to show what careless positioning does (doi:10.1385/jcd:6:4:331; PMID 2065219)."""
 _REPEAT_TAKE = 100
 """Numbers of the takes that repeat the first pose, apart from those of the poses."""
 
@@ -191,9 +195,11 @@ class Repeatability:
     """How far readings of the same hip lie apart; hips count as persons."""
 
     quantity: str
+    repositioned: Precision
+    """Put down again by the same protocol before the same device: nearly the same pose, other noise, exposure and processing as
+    they were. This is what precision of densitometry means (ISCD), and what a follow-up can see."""
     same_device: Precision
-    """Put down anew before the same device: another AP pose and noise each time, exposure and processing as they were. This is
-    what precision of densitometry means (ISCD)."""
+    """Put down before the same device in any AP pose that patients are brought in."""
     over_poses: Precision
     """Put down anew elsewhere: another AP pose, exposure, noise and processing each time."""
     truth_over_poses: Precision
@@ -207,40 +213,64 @@ class Repeatability:
 
 
 def repeat(read: Read, subjects: Sequence[Subject], seed: int) -> tuple[list[Case], list[Repeatability]]:
-    """Put each person down `POSES` times, before one device and before as many; take the first pose as often again."""
+    """Put each person down `POSES` times: by one protocol, in any pose, before one device and before as many; and take the first
+    pose as often again."""
     cases = []
     for subject in tqdm(subjects, desc="poses", unit="person"):
         for number, hips in enumerate(_posed(subject, seed)):
             for hip in hips:
-                own, first = (draw_conditions(seed, hip.figures, take) for take in (number, 0))
-                kept = replace(first, offset_px=own.offset_px, noise_seed=own.noise_seed)
+                own = draw_conditions(seed, hip.figures, number)
                 cases.append(read_hip(read, hip, own, f"pose {number + 1}"))
+                kept = _before_one_device(hip, seed, number)
                 cases.append(read_hip(read, hip, kept, f"{_SAME_DEVICE}, pose {number + 1}"))
                 takes = range(_REPEAT_TAKE, _REPEAT_TAKE + POSES) if number == 0 else ()
                 cases += [read_hip(read, hip, draw_conditions(seed, hip.figures, take), _SAME_POSE) for take in takes]
+        for number, hips in enumerate(_repositioned(subject, seed)):
+            for hip in hips:
+                kept = _before_one_device(hip, seed, number)
+                cases.append(read_hip(read, hip, kept, f"{_REPOSITIONED}, {number + 1}"))
     return cases, repeatability(cases)
 
 
+def _before_one_device(hip: HipTarget, seed: int, number: int) -> Conditions:
+    """Exposure and processing of the first take, place and noise of another one."""
+    own, first = (draw_conditions(seed, hip.figures, take) for take in (number, 0))
+    return replace(first, offset_px=own.offset_px, noise_seed=own.noise_seed)
+
+
 def _posed(subject: Subject, seed: int) -> Iterator[tuple[HipTarget, HipTarget]]:
+    """Both hips in one AP pose after another, as patients are brought in."""
     rng = np.random.default_rng((seed, 6, subject.index))
     for _ in range(POSES):
-        right, left = (replace(hip, pose=draw_pose(rng, is_frog_leg=False)) for hip in subject.hips)
-        yield make_targets(make_phantom(replace(subject, hips=(right, left)))).hips
+        yield _hips(subject, [draw_pose(rng, is_frog_leg=False) for _ in subject.hips])
+
+
+def _repositioned(subject: Subject, seed: int) -> Iterator[tuple[HipTarget, HipTarget]]:
+    """Both hips as this person lies, within what a protocol leaves open."""
+    rng = np.random.default_rng((seed, 7, subject.index))
+    sd = np.array(astuple(_FOLLOW_UP_SD_DEG))
+    for _ in range(POSES):
+        yield _hips(subject, [Pose(*(astuple(hip.pose) + rng.normal(0, sd)).tolist()) for hip in subject.hips])
+
+
+def _hips(subject: Subject, poses: Sequence[Pose]) -> tuple[HipTarget, HipTarget]:
+    right, left = (replace(hip, pose=pose) for hip, pose in zip(subject.hips, poses, strict=True))
+    return make_targets(make_phantom(replace(subject, hips=(right, left)))).hips
 
 
 def repeatability(cases: Sequence[Case]) -> list[Repeatability]:
     """Precision of every quantity that somebody has at least twice in each way of repeating."""
-    ways: dict[str, list[Case]] = {_SAME_DEVICE: [], _SAME_POSE: [], "": []}
+    ways: dict[str, list[Case]] = {_REPOSITIONED: [], _SAME_DEVICE: [], _SAME_POSE: [], "": []}
     for case in cases:
         ways[next(way for way in ways if case.rung.startswith(way))].append(case)
-    device, still, posed = (_by_hip(own) for own in ways.values())
+    again, device, still, posed = (_by_hip(own) for own in ways.values())
     result = []
     for name in quantities(cases):
-        series = [_values(hips, name) for hips in (device, posed, still)]
+        series = [_values(hips, name) for hips in (again, device, posed, still)]
         if all(any(len(one) > 1 for one in own) for own in series):
             truth = [np.array([case.true[name] for case in own if name in case.true]) for own in posed.values()]
-            same_device, over_poses, same_pose = (precision(own) for own in series)
-            result.append(Repeatability(name, same_device, over_poses, precision(truth), same_pose))
+            repositioned, same_device, over_poses, same_pose = (precision(own) for own in series)
+            result.append(Repeatability(name, repositioned, same_device, over_poses, precision(truth), same_pose))
     return result
 
 
