@@ -30,7 +30,7 @@ VIEWS = (
     *((8.0, (6.0, -6.0)), (-8.0, (-6.0, 6.0)), (4.0, (-6.0, -6.0)), (-4.0, (6.0, 6.0))),
 )
 """Degrees and pixels by which the frame is turned and moved for the looks that figures are the mean of: each reads the same hip a
-little differently, and nobody puts a patient down twice alike. The first is the frame itself; why they lie so far apart: ADR 0009."""
+little differently, and nobody puts a patient down twice alike. The first is the frame itself. Why so far apart: ADR 0009."""
 _PEAK_WINDOW_PX = 4
 _HEADS_APART_MM = 80.0
 """Two femoral heads of an adult are never nearer: their centres lie about 175 mm apart."""
