@@ -418,7 +418,7 @@ def test_an_interrupted_training_goes_on_to_the_weights_it_would_have_had(tmp_pa
     stored = load_tissues(phantom_file(library, 0))
     case = hip_case(stored, draw_subject(1, 0), "cut", np.random.default_rng(1))
     assert case.ct.hu.shape == case.truth.values.shape
-    with pytest.raises(ConfigurationError, match="phantoms of seed 1, expected 2"):
+    with pytest.raises(ConfigurationError, match=r"phantoms of seed 1, voxels of 1\.5 mm, expected 2"):
         make_library(replace(RUN, phantoms=PairsConfiguration(1, 2)), library, None, lambda n: None)
     with pytest.raises(ConfigurationError, match="--atlas"):
         make_library(replace(RUN, atlas=AtlasConfiguration(1, share=0.5)), library, None, lambda n: None)
@@ -501,13 +501,19 @@ def test_patients_are_learned_from_or_held_out_and_the_card_says_so(
     network.load_state_dict(torch.load(tmp_path / "network.pt", weights_only=True))
     save_model(SegmentationModel(run, network, LINE, learned_from(run)), {}, tmp_path / "model")
     model = load_model(tmp_path / "model")
-    compared = held_out_cts(model, lambda n: None)
+    missed: list[str] = []
+    compared = held_out_cts(model, lambda n: None, missed.append)
+    assert not missed
     assert set(compared) == {case.case for case in parts["test"]}
     assert set(next(iter(compared.values()))) == {NAMES[int(v)] for v in np.unique(patient.truth.values) if v}
     write_card(model, replace(SUMMARY, held_out_cts=compared), tmp_path)
     card = (tmp_path / "MODEL_CARD.md").read_text(encoding="utf-8")
     assert f"labelled CTs of {len(parts['training'])} patients (cts.csv)" in card.split("## What it is")[0]
     assert "| left_femur |" in card.split("held-out patients")[1] and "seen none in training" not in card
+
+    (tmp_path / "labels.nii.gz").unlink()  # of everybody
+    assert held_out_cts(model, lambda n: None, missed.append) == {}
+    assert len(missed) == len(parts["test"]) and "left out: case c" in missed[0]
 
     begun = replace(RUN, start=str(tmp_path / "model"), split=SplitConfiguration(0.0, 0.0))
     weights = begun_with(begun, tmp_path / "model")

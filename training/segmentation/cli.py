@@ -91,7 +91,7 @@ def evaluate(
         model = finish(run, folder, library, _provenance(config), progress.update)
         pelves = pelvis_cases(model, library, split.test, run.seed + 2, progress.update)
         hips = hip_cases(model, library, split.test, run.seed + 3, progress.update)
-        patients = held_out_cts(model, progress.update)
+        patients = held_out_cts(model, progress.update, tqdm.write)
     summary, output = replace(summarise(pelves, hips), held_out_cts=patients), folder / "model" / "evaluation"
     if real is not None:
         summary = replace(summary, real_ct=compare(segment(real[0], model), real[1]))

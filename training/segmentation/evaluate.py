@@ -195,16 +195,21 @@ def compare(found: Segmentation, reference: LabelMap) -> dict[str, dict[str, flo
     }
 
 
-def held_out_cts(model: SegmentationModel, done: Callable[[int], object]) -> dict[str, dict[str, dict[str, float]]]:
+def held_out_cts(
+    model: SegmentationModel, done: Callable[[int], object], told: Callable[[str], object]
+) -> dict[str, dict[str, dict[str, float]]]:
     """Case to what `compare` says of it, for the patients of the run's table that were not learned from.
 
-    Raises:
-        ConfigurationError: a CT or a label map that cannot be used; the message names the case.
+    A CT or a label map that cannot be used is told of, and stops no other.
     """
     cases = () if model.run.hospital is None else read_cases(model.run.hospital)["test"]
     compared = {}
     for case in cases:
-        ct, reference = case.read()
+        try:
+            ct, reference = case.read()
+        except ConfigurationError as error:
+            told(f"left out: {error}")
+            continue
         compared[case.case] = compare(segment(ct, model), reference)
         done(1)
     return compared

@@ -90,16 +90,16 @@ def make_library(run: SegmentationRun, folder: Path, atlas: Path | None, done: C
     """Make what training draws from and is not there yet: phantoms, atlas, CTs of patients; calls `done(1)` after each.
 
     Raises:
-        ConfigurationError: the folder holds another population, the run wants an atlas and there is none, or a CT of the
-            hospital's table cannot be used.
+        ConfigurationError: the folder holds another population or other voxels, the run wants an atlas and there is none, or a CT
+            of the hospital's table cannot be used.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    stamp = folder / "seed.txt"
-    if stamp.exists() and stamp.read_text() != str(run.phantoms.seed):
+    stamp, wanted = folder / "seed.txt", f"{run.phantoms.seed}, voxels of {VOXEL_MM:g} mm"
+    if stamp.exists() and stamp.read_text() != wanted:
         raise ConfigurationError(
-            f"{folder} holds phantoms of seed {stamp.read_text()}, expected {run.phantoms.seed}: take another folder"
+            f"{folder} holds phantoms of seed {stamp.read_text()}, expected {wanted}: take another folder"
         )
-    stamp.write_text(str(run.phantoms.seed))
+    stamp.write_text(wanted)
     for index in range(run.phantoms.count):
         if not phantom_file(folder, index).exists():
             _store(tissues_of(make_phantom(draw_subject(run.phantoms.seed, index))), phantom_file(folder, index))
