@@ -46,7 +46,7 @@ from training.segmentation.library import (
 from training.segmentation.model import SegmentationModel, load_model, save_model
 from training.segmentation.model_card import write_card
 from training.segmentation.network import CLASSES, build_network, network_input
-from training.segmentation.phantom_ct import LabelledCt, hip_box, hip_case, labelled_ct
+from training.segmentation.phantom_ct import PELVIS, LabelledCt, hip_box, hip_case, labelled_ct, pelvis_case
 from training.segmentation.predict import (
     Segmentation,
     StructureFigures,
@@ -55,7 +55,7 @@ from training.segmentation.predict import (
     without_holes,
 )
 from training.segmentation.quality import QualityLine, auroc, dice_coefficient, fit_quality
-from training.segmentation.scanner import Scanner
+from training.segmentation.scanner import Scanner, recorded
 from training.segmentation.structures import CLASS_OF, NAMES, with_sides
 from training.segmentation.tissues import (
     SATURATED_HU,
@@ -224,6 +224,32 @@ def test_a_scan_has_truth_on_its_own_grid_and_sides_of_the_patient(phantom: Phan
         )
         assert scanned.truth.values[int(z), int(y), int(x)] == value
         label_map(scanned.truth.values, NAMES, scanned.truth.patient_from_voxel)  # whose check of sides passes
+
+
+def test_a_scan_on_coarser_voxels_keeps_places_and_values_and_loses_what_is_finer() -> None:
+    hu = np.zeros((40, 40, 40), np.float32)
+    hu[10:20, 12:22, 14:24] = 800
+    hu[30, :, :] = 500  # thinner than a voxel of the scan
+    scanner = Scanner(noise_hu=0.0, voxel_mm=(5.0, 0.0, 4.0))
+    seen = recorded(hu, scanner, (1.0, 1.0, 1.0), np.random.default_rng(0))
+    assert seen.shape == hu.shape
+    assert seen.mean() == pytest.approx(hu.mean(), rel=0.02)
+    block = seen[5:25] * (seen[5:25] > 1)
+    middle = [
+        (block.sum(axis=tuple({0, 1, 2} - {n})) * np.arange(block.shape[n])).sum() / block.sum() for n in range(3)
+    ]
+    assert middle == pytest.approx([14.5 - 5, 16.5, 18.5], abs=0.3)
+    assert seen[30].max() < 350
+    same = recorded(hu, Scanner(noise_hu=0.0), (1.0, 1.0, 1.0), np.random.default_rng(0))
+    assert (same == hu).all()
+
+
+def test_a_pelvis_is_judged_as_hospitals_scan(phantom: Phantom, tissues: Tissues) -> None:
+    scanned = pelvis_case(tissues, phantom.subject, np.random.default_rng(1))
+    x, y, z = np.diag(scanned.ct.patient_from_voxel)[:3]
+    assert 0.7 <= x == y <= 1.0 and 1.0 <= z <= 3.0
+    assert np.array(scanned.ct.hu.shape[::-1]) * [x, y, z] == pytest.approx(np.subtract(PELVIS[1], PELVIS[0]), abs=3)
+    assert set(np.unique(scanned.truth.values)) == {0, *NAMES}
 
 
 def test_sides_are_told_by_geometry_alone(phantom: Phantom, tissues: Tissues) -> None:
@@ -599,6 +625,11 @@ def test_a_share_of_an_atlas_needs_something_to_draw(tmp_path: Path) -> None:
         ("persons = 18", "persons = -1", "atlas: expected a count and persons of at least 0"),
         ("steps = 6000", "", "stages: .*steps"),
         ("steps = 6000", "steps = 0", "network: batch, stages and the steps of each stage must be at least 1"),
+        (
+            "[atlas]",
+            "[hospital]\ntable = 't'\nshare = 1.0\ntest = 0.2\n\n[atlas]",
+            "hospital: expected a share between 0 and 1",
+        ),
         ("batch = 2", "batch = 0", "network: batch, stages and the steps"),
         ("steps = 6000", "steps = 6000\nadversarial = 1.0", "adversarial is for the decomposer"),
         ('precision = "bf16-mixed"', "devices = 0", "engine.devices = 0 must be"),

@@ -14,7 +14,7 @@ from pathlib import Path
 from dicomnode.domain.measurement import Region
 from dicomnode.domain.radiograph import Side
 from dicomnode.errors import ConfigurationError
-from training.table import Line, read_lines
+from training.case_table import Line, read_lines
 
 NUMBERS = ("kilovolt", "sdd_mm", "spd_mm")
 FILES = ("ct", "radiograph", "labels", "phantom")

@@ -11,15 +11,15 @@ from scipy import ndimage
 from dicomnode.errors import ConfigurationError
 from training.anatomy.ct import CtVolume, read_ct
 from training.anatomy.labels import LabelMap, UnusableLabels, names_beside, on_grid, read_labels
+from training.case_table import read_lines
 from training.segmentation.config import HospitalConfiguration
 from training.segmentation.grid import to_grid
 from training.segmentation.structures import CLASS_OF, NAMES
 from training.segmentation.tissues import SATURATED_HU, VOXEL_MM
 from training.split import part_of
-from training.table import read_lines
 
 AROUND_MM = 70.0
-"""What is stored of a CT around its structures: half the edge of a training cube of the shipped configuration."""
+"""What is stored of a CT around its structures: about half the edge of a training cube of the committed configuration."""
 LOWEST_HU = -1024.0
 _VALUES = {name: value for value, name in NAMES.items()} | {"right_hemipelvis": 3, "left_hemipelvis": 4}
 
