@@ -4,7 +4,7 @@ The batch of a run is that of all devices together: process r of n takes every n
 r-th. So the number of devices decides how long a run takes and not which examples a step learns from.
 """
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from lightning_fabric import Fabric
@@ -27,6 +27,12 @@ def make_fabric(engine: EngineConfiguration) -> Fabric:
         strategy="ddp_spawn" if devices > 1 else "auto",  # children end with the training: what follows runs once
         precision=automatic if engine.precision == "auto" else engine.precision,
     )
+
+
+def has_fast_bfloat16(device: torch.device) -> bool:
+    """Whether matrices multiply faster in bfloat16 than in float32: on GPUs, and on processors with AMX."""
+    known: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()  # torch 2.9 cannot say yet
+    return device.type == "cuda" or bool(known.get("amx_bf16", False))
 
 
 def own_numbers(fabric: Fabric, first_step: int, last_step: int, batch: int) -> list[int]:

@@ -20,7 +20,7 @@ from dicomnode.inference.channels import CANONICAL, CHANNELS, REGIONAL_VERDICTS,
 from dicomnode.inference.network import HipNet, NetworkShape
 from dicomnode.inference.technique import FACTORS
 from training.config import EngineConfiguration, NetworkConfiguration, Stage, load_run
-from training.engine import make_fabric, own_batch, own_numbers
+from training.engine import has_fast_bfloat16, make_fabric, own_batch, own_numbers
 from training.train import Task, _hip_loss, average_fn, fit_stage, freeze_statistics, learning_rate_share
 
 SIZE = (128, 96)
@@ -106,6 +106,20 @@ def plain_loop(task: Task, stage: Stage) -> dict[str, Tensor]:
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="compares processors; a GPU's sums have no fixed order")
+@pytest.mark.parametrize(("known", "fast"), [({"amx_bf16": True}, True), ({"amx_bf16": False}, False), ({}, False)])
+def test_processors_use_bfloat16_where_they_multiply_in_it(
+    known: dict[str, bool], fast: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: known, raising=False)
+    assert has_fast_bfloat16(torch.device("cpu")) is fast
+
+
+def test_torch_that_cannot_say_computes_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(torch.cpu, "get_capabilities", raising=False)
+    assert not has_fast_bfloat16(torch.device("cpu"))
+    assert has_fast_bfloat16(torch.device("cuda"))
+
+
 def test_on_one_processor_the_engine_changes_no_bit(tmp_path: Path) -> None:
     stage = Stage(4, 1e-3)
     ours, plain = fit(a_task(), stage, tmp_path / "hips.pt"), plain_loop(a_task(), stage)

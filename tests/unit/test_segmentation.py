@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,21 +16,32 @@ from dicomnode.domain.radiograph import Side
 from dicomnode.errors import BundleError, ConfigurationError
 from training.anatomy.atlas import atlas_subject, sacrum_volume
 from training.anatomy.ct import CtVolume, sitk
+from training.anatomy.implant import Implant, ImplantKind
 from training.anatomy.labels import LabelMap, label_map, read_labels
 from training.anatomy.pelvis import PelvisPart, pelvis_parts, pelvis_volumes
 from training.anatomy.phantom import Phantom, make_phantom
 from training.anatomy.population import draw_subject
 from training.config import NetworkConfiguration, PairsConfiguration, SplitConfiguration, Stage
+from training.segmentation import predict
+from training.segmentation.border import FEATURES, REACH_MM, STEPS_MM, build_border, profiles, sharpened
 from training.segmentation.cli import write_labels
 from training.segmentation.config import (
     AtlasConfiguration,
+    BorderConfiguration,
     HospitalConfiguration,
     InferenceConfiguration,
     SegmentationRun,
     UNetConfiguration,
     load_segmentation,
 )
-from training.segmentation.evaluate import Case, compare, finish, held_out_cts, learned_from, summarise
+from training.segmentation.evaluate import (
+    Case,
+    compare,
+    finish,
+    held_out_cts,
+    learned_from,
+    summarise,
+)
 from training.segmentation.grid import to_grid
 from training.segmentation.labelled import read_cases
 from training.segmentation.library import (
@@ -38,12 +49,13 @@ from training.segmentation.library import (
     ct_files,
     draw_ct_example,
     draw_example,
+    draw_scan,
     library_size,
     load_tissues,
     make_library,
     phantom_file,
 )
-from training.segmentation.model import SegmentationModel, load_model, save_model
+from training.segmentation.model import FORMAT, SegmentationModel, load_model, save_model
 from training.segmentation.model_card import write_card
 from training.segmentation.network import CLASSES, build_network, network_input
 from training.segmentation.phantom_ct import PELVIS, LabelledCt, hip_box, hip_case, labelled_ct, pelvis_case
@@ -68,7 +80,8 @@ from training.segmentation.tissues import (
     tissues_of,
     unpacked,
 )
-from training.segmentation.train import begun_with, train
+from training.segmentation.train import begun_with, train, trained
+from training.segmentation.train_border import fit_border, train_border
 
 CONFIGURATION = Path(__file__).resolve().parents[2] / "conf" / "training" / "segmentation.toml"
 RUN = SegmentationRun(
@@ -79,6 +92,7 @@ RUN = SegmentationRun(
     split=SplitConfiguration(0.0, 0.1),
     network=NetworkConfiguration(widths=(8, 8), batch=2, stages=(Stage(4, 1e-3),)),
     unet=UNetConfiguration(voxel_mm=6.0, patch=16, residual_units=1, dropout=0.3),
+    border=BorderConfiguration(scans=2, steps=3, learning_rate=1e-3),
     inference=InferenceConfiguration(samples=3, overlap=0.25, least_dice=0.9),
 )
 VOXEL_MM = 2.5
@@ -113,10 +127,27 @@ def at(tissues: Tissues, volume: NDArray[Any], point_mm: NDArray[np.float64]) ->
     return float(volume[z, y, x])
 
 
-def tiny_model(dropout: float = 0.3, network: nn.Module | None = None) -> SegmentationModel:
+def tiny_model(
+    dropout: float = 0.3, network: nn.Module | None = None, border: nn.Module | None = None
+) -> SegmentationModel:
     torch.manual_seed(0)
     run = replace(RUN, unet=replace(RUN.unet, dropout=dropout))
-    return SegmentationModel(run, (network or build_network(run)).eval(), LINE)
+    return SegmentationModel(run, (network or build_network(run)).eval(), (border or build_border()).eval(), LINE)
+
+
+class OneFeature(nn.Module):
+    """In place of a border's network: one column of the profiles against a limit."""
+
+    def __init__(self, column: int, limit: float) -> None:
+        super().__init__()
+        self.column, self.limit = column, nn.Parameter(torch.tensor(limit))
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        return 20 * (features[:, self.column : self.column + 1] - self.limit)
+
+
+HERE = 3 * int(np.flatnonzero(STEPS_MM == 0)[0])
+"""Column of the Hounsfield units of a profile's own voxel; the bone's own probability is the next one."""
 
 
 def one_voxel(**shares: float) -> float:
@@ -296,7 +327,8 @@ def test_crumbs_are_no_structure() -> None:
     assert not with_sides(classes, np.diag([3.0, 3, 3, 1])).any()
 
 
-def test_a_sliding_window_equals_the_whole_volume_for_a_pointwise_network() -> None:
+def test_a_sliding_window_equals_the_whole_volume_for_a_pointwise_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(predict, "has_fast_bfloat16", lambda device: False)
     model = tiny_model(network=nn.Conv3d(2, CLASSES, 1))
     hu = np.random.default_rng(0).uniform(-500, 800, (20, 37, 25)).astype(np.float32)
     mean, variance = sample_probabilities(hu, model, seed=0)
@@ -346,16 +378,137 @@ def test_a_label_map_comes_back_on_the_ct_grid_and_from_its_file(tmp_path: Path)
     hu[10:30, 12:38, 25:60] = 800
     network = _Threshold()
     network.register_parameter("place", nn.Parameter(torch.zeros(1)))
-    model = tiny_model(network=network)
+    model = tiny_model(network=network, border=OneFeature(HERE, 375 / 500))
     found = segment(CtVolume(hu, matrix), replace(model, run=replace(RUN, unet=replace(RUN.unet, voxel_mm=2.0))))
     assert found.labels.values.shape == hu.shape
-    assert dice_coefficient(found.labels.values > 0, hu > 300) > 0.97
+    assert dice_coefficient(found.labels.values > 0, hu > 300) > 0.99
     volume = sum(figure.volume_cm3 for figure in found.figures.values())
     assert volume == pytest.approx((hu > 300).sum() * 4.5e-3, rel=0.03)
     write_labels(found.labels, tmp_path / "labels.nii.gz")
     again = read_labels(tmp_path / "labels.nii.gz")
     assert (again.mask("pelvis") == (found.labels.values > 0)).all()
     assert np.allclose(again.patient_from_voxel, matrix)
+
+
+@dataclass(frozen=True)
+class Ball:
+    """A bright ball of 18 mm about (10, 5, 50) in an oblong CT whose x axis runs to the right; and what a U-Net made of it."""
+
+    ct: CtVolume
+    truth: NDArray[np.bool_]
+    own: NDArray[np.float32]
+    patient_from_grid: NDArray[np.float64]
+
+
+@pytest.fixture(scope="module")
+def ball() -> Ball:
+    """What was found is 2 mm too large."""
+    matrix = np.array([[-1.2, 0, 0, 60], [0, 0.8, 0, -30], [0, 0, 2.5, 10], [0, 0, 0, 1]], float)
+
+    def depth_mm(shape: tuple[int, int, int], of: NDArray[np.float64]) -> NDArray[np.float64]:
+        z, y, x = np.indices(shape)
+        points = np.stack([x, y, z], axis=-1) @ of[:3, :3].T + of[:3, 3]
+        return np.asarray(18 - np.linalg.norm(points - [10.0, 5.0, 50.0], axis=-1))
+
+    depth = depth_mm((32, 90, 85), matrix)
+    ct = CtVolume((500 * np.clip(depth / 2.5 + 0.5, 0, 1)).astype(np.float32), matrix)
+    hu, patient_from_grid = to_grid(ct, 2.0)
+    own = np.clip(0.5 + (depth_mm((hu.shape[0], hu.shape[1], hu.shape[2]), patient_from_grid) + 2) / 4, 0, 1)
+    return Ball(ct, depth > 0, own.astype(np.float32), patient_from_grid)
+
+
+def test_a_profile_runs_from_outside_to_inside_through_its_voxel(ball: Ball) -> None:
+    ((index, features),) = profiles(ball.ct, ball.own > 0.5, ball.own, np.zeros_like(ball.own), ball.patient_from_grid)
+    assert features.shape == (len(index), FEATURES)
+    depth_mm = 2 * features[:, -4].numpy()
+    assert np.abs(depth_mm).max() < REACH_MM
+    volume_mm3 = len(index) * 1.2 * 0.8 * 2.5
+    assert volume_mm3 == pytest.approx(4 / 3 * np.pi * ((20 + REACH_MM) ** 3 - (20 - REACH_MM) ** 3), rel=0.1)
+    np.testing.assert_allclose(500 * features[:, HERE], ball.ct.hu[tuple(index.T)], atol=0.1)
+    hu = features[:, 0 : 3 * len(STEPS_MM) : 3]
+    assert (np.diff(hu.numpy(), axis=1).mean(axis=0) > -1e-3).all()  # brighter the further inside
+    assert float((hu[:, -1] - hu[:, 0]).mean()) > 0.5
+    up = ball.ct.patient_from_voxel[2, 3] + 2.5 * index[:, 0] - 50
+    assert np.corrcoef(np.abs(up), features[:, -3].numpy())[0, 1] > 0.95  # across the slices above and below
+    assert features[0, -2:].tolist() == pytest.approx([2.5, 0.8])
+
+
+def test_the_border_is_read_from_the_ct_and_not_from_the_coarse_probability(ball: Ball) -> None:
+    nothing = np.zeros_like(ball.own)
+    as_found = sharpened(OneFeature(HERE + 1, 0.5), ball.ct, ball.own > 0.5, ball.own, nothing, ball.patient_from_grid)
+    read = sharpened(OneFeature(HERE, 0.5), ball.ct, ball.own > 0.5, ball.own, nothing, ball.patient_from_grid)
+    assert dice_coefficient(as_found > 0.5, ball.truth) < 0.9
+    assert dice_coefficient(read > 0.5, ball.truth) > 0.995
+
+
+def test_without_a_bone_there_is_no_border(ball: Ball) -> None:
+    nothing = np.zeros_like(ball.own)
+    assert not list(profiles(ball.ct, nothing > 0, nothing, nothing, ball.patient_from_grid))
+
+
+def test_the_network_of_the_border_learns_what_its_profiles_say() -> None:
+    generator = torch.Generator().manual_seed(0)
+    features = torch.randn(4000, FEATURES, generator=generator)
+    truth = features[:, HERE] > 0.3
+    torch.manual_seed(0)
+    border = build_border()
+    fit_border(border, features.half(), truth, replace(RUN, border=BorderConfiguration(1, 150, 3e-3)))
+    assert float(((border(features)[:, 0] > 0) == truth).float().mean()) > 0.97
+
+
+def test_a_border_is_trained_on_scans_of_the_library_once(tmp_path: Path, library: Path) -> None:
+    run = replace(RUN, split=SplitConfiguration(0.0, 0.0))
+    done: list[int] = []
+    network = build_network(run)
+    with torch.no_grad():  # bone everywhere, so that there are borders of noise
+        for parameter in network.parameters():
+            parameter.mul_(3)
+    train_border(run, network, library, tmp_path, done.append)
+    assert len(done) == run.border.scans
+    first = trained(build_border(), tmp_path / "border.pt").state_dict()
+    train_border(run, network, library, tmp_path, done.append)
+    assert len(done) == run.border.scans
+    (tmp_path / "border.pt").unlink()
+    train_border(run, network, library, tmp_path, done.append)
+    again = trained(build_border(), tmp_path / "border.pt").state_dict()
+    assert all(torch.equal(tensor, again[name]) for name, tensor in first.items())
+
+
+def test_a_network_that_finds_no_bone_has_no_border_to_learn_from(tmp_path: Path, library: Path) -> None:
+    run = replace(RUN, split=SplitConfiguration(0.0, 0.0))
+    with pytest.raises(ConfigurationError, match="no bone in 2 scans of people"):
+        train_border(run, _no_bone(), library, tmp_path, lambda n: None)
+
+
+def test_a_piece_of_a_person_keeps_the_voxels_of_its_scan(library: Path) -> None:
+    drawn = [draw_scan(phantom_file(library, 0), 60.0, np.random.default_rng(seed)) for seed in range(6)]
+    for ct, target in drawn:
+        size_mm = np.array(ct.hu.shape[::-1]) * np.diag(ct.patient_from_voxel)[:3]
+        assert np.abs(size_mm - 60).max() < 2.0
+        assert target.shape == (CLASSES, *ct.hu.shape)
+        assert np.abs(target.sum(axis=0) - 1).max() < 1e-5
+    assert {ct.patient_from_voxel[0, 0] < 1 for ct, _ in drawn} == {True, False}
+
+
+def test_a_stem_counts_to_the_femur_and_a_cup_to_the_hip_bone() -> None:
+    subject = draw_subject(1, 3)
+    right, left = (
+        replace(hip, fracture=None, implant=Implant(ImplantKind.TOTAL_ARTHROPLASTY, 4.43, 1.0)) for hip in subject.hips
+    )
+    whole = make_phantom(replace(subject, hips=(right, left)))
+    of_stem, of_cup = (
+        sum(
+            float(part.values.sum()) * abs(float(np.linalg.det(part.patient_from_voxel[:3, :3]))) / 1000
+            for part in whole.structures
+            if part.name == "metal_volume" and (max(part.values.shape) > 100) is is_stem
+        )
+        for is_stem in (True, False)
+    )
+    found = tissues_of(whole, voxel_mm=VOXEL_MM)
+    metal = found.shares[Tissue.METAL] * VOXEL_MM**3 / 1000
+    assert of_stem > of_cup > 10
+    assert float((metal * found.shares[Tissue.FEMUR]).sum()) > 0.8 * of_stem
+    assert float((metal * found.shares[Tissue.HIP]).sum()) < of_cup + 0.1 * of_stem
 
 
 def test_what_was_not_found_is_doubtful() -> None:
@@ -400,13 +553,15 @@ def test_a_model_comes_back_from_disk_and_damage_is_seen(tmp_path: Path) -> None
     hu = np.random.default_rng(0).uniform(-500, 800, (16, 16, 16)).astype(np.float32)
     first, second = (sample_probabilities(hu, m, seed=0)[0] for m in (model, again))
     assert np.abs(first - second).max() < 0.01  # weights are kept in half precision
+    features = torch.randn(50, FEATURES)
+    assert torch.allclose(model.border(features), again.border(features), atol=0.01)
     weights = tmp_path / "weights.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1] + b"\x55")
     with pytest.raises(BundleError, match="copy the model again"):
         load_model(tmp_path)
     document = json.loads((tmp_path / "segmentation.json").read_text())
     (tmp_path / "segmentation.json").write_text(json.dumps({**document, "format": 99}))
-    with pytest.raises(BundleError, match="format 99, expected 3"):
+    with pytest.raises(BundleError, match=f"format 99, expected {FORMAT}"):
         load_model(tmp_path)
     with pytest.raises(BundleError, match="holds no segmentation"):
         load_model(tmp_path / "nowhere")
@@ -525,7 +680,7 @@ def test_patients_are_learned_from_or_held_out_and_the_card_says_so(
         finish(run, tmp_path, library, {}, lambda n: None)
     network = build_network(run)
     network.load_state_dict(torch.load(tmp_path / "network.pt", weights_only=True))
-    save_model(SegmentationModel(run, network, LINE, learned_from(run)), {}, tmp_path / "model")
+    save_model(SegmentationModel(run, network, build_border(), LINE, learned_from(run)), {}, tmp_path / "model")
     model = load_model(tmp_path / "model")
     missed: list[str] = []
     compared = held_out_cts(model, lambda n: None, missed.append)
@@ -580,7 +735,7 @@ def test_a_table_of_nobody_is_refused(tmp_path: Path) -> None:
 
 def test_the_card_and_the_figures_say_what_was_measured_and_on_what(tmp_path: Path) -> None:
     model = SegmentationModel(
-        replace(RUN, atlas=AtlasConfiguration(count=2, persons=3, share=0.25)), build_network(RUN), LINE
+        replace(RUN, atlas=AtlasConfiguration(count=2, persons=3, share=0.25)), build_network(RUN), build_border(), LINE
     )
     found = {"left_femur": StructureFigures(10.0, 0.1, 0.81, is_doubtful=True)}
     labels = LabelMap(np.full((2, 2, 2), 2, np.uint16), NAMES, np.eye(4))

@@ -33,12 +33,13 @@ from training.segmentation.evaluate import (
 )
 from training.segmentation.labelled import reference_labels
 from training.segmentation.library import library_size, load_tissues, make_library, phantom_file
-from training.segmentation.model import load_model
+from training.segmentation.model import SHIPPED_BONES, load_model
 from training.segmentation.model_card import write_card
 from training.segmentation.phantom_ct import pelvis_case
 from training.segmentation.picture import draw_slices, draw_warning
 from training.segmentation.predict import segment
-from training.segmentation.train import train
+from training.segmentation.train import train, trained_network
+from training.segmentation.train_border import train_border
 from training.split import split_subjects
 
 app = typer.Typer(
@@ -65,8 +66,11 @@ def train_command(config: Config = _CONFIG, folder: Folder = _FOLDER, atlas: Atl
     """Make the phantoms and train on them; goes on where it was interrupted."""
     run = load_segmentation(config)
     _library(run, folder, atlas)
-    train(run, folder / "phantoms", folder, workers=workers)
-    console.print(f"trained   {folder / 'network.pt'}")
+    library = folder / "phantoms"
+    train(run, library, folder, workers=workers)
+    with tqdm(total=run.border.scans, desc="borders", unit="scan") as progress:
+        train_border(run, trained_network(run, folder), library, folder, progress.update)
+    console.print(f"trained   {folder / 'network.pt'}, {folder / 'border.pt'}")
 
 
 @app.command()
@@ -110,7 +114,9 @@ def evaluate(
 @app.command()
 def predict(
     ct: Annotated[Path, typer.Argument(help="NIfTI file, or folder with one DICOM CT series.", metavar="CT")],
-    model: Annotated[Path, typer.Option("--model", "-m", help="Folder of a segmentation model.")] = _FOLDER / "model",
+    model: Annotated[
+        Path, typer.Option("--model", "-m", help="Folder of a segmentation model.", show_default="the shipped one")
+    ] = SHIPPED_BONES,
     output: Annotated[Path, typer.Option("--output", "-o", help="NIfTI file to write; names go beside it.")] = Path(
         "labels.nii.gz"
     ),

@@ -53,6 +53,16 @@ class UNetConfiguration:
 
 
 @dataclass(frozen=True)
+class BorderConfiguration:
+    """The network that reads a bone's border off the CT's own voxels, see `training.segmentation.border`."""
+
+    scans: int
+    """Pieces of people, each by a scanner of its own, that it learns from."""
+    steps: int
+    learning_rate: float
+
+
+@dataclass(frozen=True)
 class InferenceConfiguration:
     """How a CT is segmented."""
 
@@ -76,6 +86,7 @@ class SegmentationRun:
     split: SplitConfiguration
     network: NetworkConfiguration
     unet: UNetConfiguration
+    border: BorderConfiguration
     inference: InferenceConfiguration
     atlas: AtlasConfiguration = AtlasConfiguration()
     hospital: HospitalConfiguration | None = None
@@ -120,6 +131,11 @@ def load_segmentation(path: Path) -> SegmentationRun:
             run.unet.patch > 0 and run.unet.patch % stride == 0,
             "unet.patch",
             f"a multiple of {stride}, which is what the network's levels divide by",
+        ),
+        (
+            run.border.scans > 0 and run.border.steps > 0 and run.border.learning_rate > 0,
+            "border",
+            "scans, steps and a learning_rate of more than 0",
         ),
         (run.inference.samples > 0, "inference.samples", "at least 1"),
         (0 <= run.inference.overlap < 1, "inference.overlap", "from 0 to below 1"),

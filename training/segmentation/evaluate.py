@@ -2,25 +2,25 @@
 
 import json
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from dicomnode.errors import ConfigurationError
 from training.anatomy.labels import LabelMap
 from training.anatomy.population import draw_subject
+from training.segmentation.border import build_border
 from training.segmentation.config import SegmentationRun
 from training.segmentation.labelled import read_cases
 from training.segmentation.library import load_tissues, phantom_file
 from training.segmentation.model import SegmentationModel, load_model, save_model
-from training.segmentation.network import build_network
 from training.segmentation.phantom_ct import SPOILS, LabelledCt, hip_case, pelvis_case
 from training.segmentation.predict import Segmentation, segment
 from training.segmentation.quality import QualityLine, auroc, dice_coefficient, fit_quality
 from training.segmentation.structures import NAMES
+from training.segmentation.train import trained, trained_network
 from training.split import split_subjects
 
 FAILURE_DICE = 0.9
@@ -82,18 +82,14 @@ def finish(
             f"split.validation {run.split.validation:g} of {run.phantoms.count} phantoms is nobody; the line from spread to Dice"
             " needs one at least"
         )
-    trained = folder / "network.pt"
-    if not trained.exists():
-        raise ConfigurationError(f"{trained} does not exist; run `python -m training segmentation train`")
-    network = build_network(run)
-    network.load_state_dict(torch.load(trained, map_location="cpu", weights_only=True))
+    network, border = trained_network(run, folder), trained(build_border(), folder / "border.pt")
     learned = learned_from(run)
-    bare = SegmentationModel(run, network, QualityLine((0.0,), (1.0,)), learned)
+    bare = SegmentationModel(run, network, border, QualityLine((0.0,), (1.0,)), learned)
     save_model(bare, provenance, folder / "model")
     model = load_model(folder / "model")  # float16 weights, as they will be used
     cases = hip_cases(model, library, subjects, run.seed + 1, done)
     quality = fit_quality([case.uncertainty for case in cases], [case.dice for case in cases])
-    finished = SegmentationModel(run, model.network, quality, learned)
+    finished = replace(model, quality=quality)
     save_model(finished, provenance, folder / "model")
     return finished
 

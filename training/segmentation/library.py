@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from dicomnode.errors import ConfigurationError
 from training.anatomy.atlas import atlas_subject, sacrum_volume
+from training.anatomy.ct import CtVolume
 from training.anatomy.phantom import make_phantom
 from training.anatomy.population import draw_subject
 from training.segmentation.atlas import atlas_tissues
@@ -32,6 +33,8 @@ from training.segmentation.tissues import VOXEL_MM, Tissue, Tissues, packed, pha
 TURN_DEG = 12.0
 ORDINARY_SHARE = 0.5
 """Cubes as hospitals scan; the others as `draw_scanner` draws them."""
+IN_PLANE_MM, COARSE_MM = (0.6, 1.0), (1.0, 3.0)
+"""Voxels of hospitals' scans in the plane, and of others in every direction, where a piece keeps those of its scan."""
 STRETCH = 0.10
 """SD of the logarithm of the size, and half of it of each axis apart."""
 TRUNK_SHARE, TRUNK_MM = 0.12, (110.0, 270.0)
@@ -157,15 +160,37 @@ def draw_example(file: Path, patch: int, voxel_mm: float, random: np.random.Gene
 
     Mirroring is no mistake: the network's classes have no side (see `training.segmentation.structures`).
     """
-    stored = _stored(file)
-    centre_mm = _centre_mm(random)
-    points_mm = centre_mm + _offsets_mm(patch, voxel_mm, random)
-    near, points = _near(stored, (points_mm - phantom_grid()[1][:3, 3]) / VOXEL_MM)
-    shares = read_at(unpacked(near), points)
+    spacing_mm = (voxel_mm, voxel_mm, voxel_mm)
+    shares = _piece(file, (patch, patch, patch), spacing_mm, random)
     is_ordinary = random.random() < ORDINARY_SHARE
     scanner = ordinary_scanner(random, voxel_mm) if is_ordinary else draw_scanner(random)
-    hu = scan(shares, scanner, (voxel_mm, voxel_mm, voxel_mm), random)
-    return _cut(hu, _target(shares), random)
+    return _cut(scan(shares, scanner, spacing_mm, random), _target(shares), random)
+
+
+def draw_scan(file: Path, edge_mm: float, random: np.random.Generator) -> tuple[CtVolume, NDArray[np.float32]]:
+    """Draw such a piece on the voxels of its own scan, not cut.
+
+    Returns:
+        The CT, and (CLASSES, z, y, x) the share of each class.
+    """
+    is_ordinary = random.random() < ORDINARY_SHARE
+    in_plane_mm = float(random.uniform(*(IN_PLANE_MM if is_ordinary else COARSE_MM)))
+    scanner = ordinary_scanner(random, in_plane_mm) if is_ordinary else draw_scanner(random)
+    slice_mm = scanner.voxel_mm[0] if is_ordinary else float(random.uniform(*COARSE_MM))
+    spacing_mm = (slice_mm, in_plane_mm, in_plane_mm)
+    across, slices = round(edge_mm / in_plane_mm), round(edge_mm / slice_mm)
+    shares = _piece(file, (slices, across, across), spacing_mm, random)
+    ct = CtVolume(scan(shares, scanner, spacing_mm, random), np.diag([in_plane_mm, in_plane_mm, slice_mm, 1.0]))
+    return ct, _target(shares)
+
+
+def _piece(
+    file: Path, shape: tuple[int, int, int], spacing_mm: tuple[float, float, float], random: np.random.Generator
+) -> NDArray[np.float32]:
+    """(len(Tissue), z, y, x) shares of a stored person, read at random; shape and spacing are (z, y, x)."""
+    points_mm = _centre_mm(random) + _offsets_mm(shape, spacing_mm, random)
+    near, points = _near(_stored(file), (points_mm - phantom_grid()[1][:3, 3]) / VOXEL_MM)
+    return read_at(unpacked(near), points)
 
 
 def draw_ct_example(file: Path, patch: int, voxel_mm: float, random: np.random.Generator) -> Example:
@@ -175,11 +200,12 @@ def draw_ct_example(file: Path, patch: int, voxel_mm: float, random: np.random.G
     present = np.unique(coarse[coarse > 0])
     places = np.argwhere(coarse == random.choice(present) if len(present) else coarse == 0)
     centre = (8.0 * places[random.integers(len(places))] + random.normal(0, 20 / VOXEL_MM, 3))[::-1]
-    near, points = _near(stored, centre + _offsets_mm(patch, voxel_mm, random) / VOXEL_MM)
+    shape, spacing_mm = (patch, patch, patch), (voxel_mm, voxel_mm, voxel_mm)
+    near, points = _near(stored, centre + _offsets_mm(shape, spacing_mm, random) / VOXEL_MM)
     classes = [(near[1] == number).astype(np.float32) for number in range(1, CLASSES)]
     hu, *bones = read_at(np.stack([near[0] - np.float32(AIR_HU), *classes]), points)
     target = np.stack([1 - np.sum(bones, axis=0), *bones])
-    hu = recorded(hu + np.float32(AIR_HU), worsening(random), (voxel_mm, voxel_mm, voxel_mm), random)
+    hu = recorded(hu + np.float32(AIR_HU), worsening(random), spacing_mm, random)
     return _cut(hu, target, random)
 
 
@@ -225,18 +251,22 @@ def _centre_mm(random: np.random.Generator) -> NDArray[np.float64]:
     return np.asarray(centre, np.float64)
 
 
-def _offsets_mm(patch: int, voxel_mm: float, random: np.random.Generator) -> NDArray[np.float32]:
-    """(z, y, x, 3) mm of a cube's voxels from its centre, along the patient's axes (x, y, z)."""
+def _offsets_mm(
+    shape: tuple[int, int, int], spacing_mm: tuple[float, float, float], random: np.random.Generator
+) -> NDArray[np.float32]:
+    """(z, y, x, 3) mm of a piece's voxels from its centre, along the patient's axes (x, y, z)."""
     turns = np.radians(random.normal(0, TURN_DEG, 3))
     stretch = np.exp(random.normal(0, STRETCH) + random.normal(0, STRETCH / 2, 3))
     mirror = random.choice([-1.0, 1.0])
-    ticks = (np.arange(patch, dtype=np.float32) - (patch - 1) / 2) * np.float32(voxel_mm)
-    z, y, x = np.meshgrid(ticks, ticks, ticks, indexing="ij")
+    ticks = [
+        (np.arange(n, dtype=np.float32) - (n - 1) / 2) * np.float32(mm) for n, mm in zip(shape, spacing_mm, strict=True)
+    ]
+    z, y, x = np.meshgrid(*ticks, indexing="ij")
     points = np.stack([x, y, z], axis=-1)
     for scale_mm, amount_mm in BENDS_MM:
         amount = amount_mm * random.uniform(0, 1.5)
         for axis in range(3):
-            points[..., axis] += amount * smooth_field((patch,) * 3, (voxel_mm,) * 3, scale_mm, random)
+            points[..., axis] += amount * smooth_field(shape, spacing_mm, scale_mm, random)
     matrix = (_rotation(turns) * stretch) @ np.diag([mirror, 1, 1])
     return np.asarray(points @ matrix.T.astype(np.float32), np.float32)
 

@@ -12,11 +12,14 @@ from torch import nn
 
 from dicomnode.errors import BundleError, ConfigurationError
 from training.config import build_frozen
+from training.segmentation.border import build_border
 from training.segmentation.config import SegmentationRun
 from training.segmentation.network import build_network
 from training.segmentation.quality import QualityLine
 
-FORMAT = 3
+FORMAT = 4
+SHIPPED_BONES = Path(__file__).resolve().parents[1] / "models" / "bones"
+"""The model that comes with the project; its card says what it can do."""
 
 
 @dataclass(frozen=True)
@@ -25,6 +28,9 @@ class SegmentationModel:
 
     run: SegmentationRun
     network: nn.Module
+    """Of `training.segmentation.network`."""
+    border: nn.Module
+    """Of `training.segmentation.border`."""
     quality: QualityLine
     learned_from: tuple[str, ...] = ("simulated CT",)
     sha256: str = ""
@@ -35,7 +41,8 @@ def save_model(model: SegmentationModel, provenance: dict[str, Any], folder: Pat
     """Write the model; computation is in float32 wherever it is loaded, the weights are stored as float16."""
     folder.mkdir(parents=True, exist_ok=True)
     weights = folder / "weights.safetensors"
-    save_file({name: tensor.half().contiguous() for name, tensor in model.network.state_dict().items()}, weights)
+    state = _parts(model.network, model.border).state_dict()
+    save_file({name: tensor.half().contiguous() for name, tensor in state.items()}, weights)
     document = {
         "format": FORMAT,
         "learned_from": model.learned_from,
@@ -77,8 +84,12 @@ def load_model(folder: Path) -> SegmentationModel:
         run: SegmentationRun = build_frozen(SegmentationRun, document["run"], str(folder))
     except ConfigurationError as error:
         raise BundleError(str(error)) from error
-    network = build_network(run)
-    network.load_state_dict({k: v.float() for k, v in load_file(folder / "weights.safetensors").items()})
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    parts = _parts(build_network(run), build_border())
+    parts.load_state_dict({k: v.float() for k, v in load_file(folder / "weights.safetensors").items()})
+    parts.to("cuda" if torch.cuda.is_available() else "cpu").eval()
     quality = QualityLine(*(tuple(document["quality"][name]) for name in ("uncertainty", "predicted_dice")))
-    return SegmentationModel(run, network.to(device).eval(), quality, tuple(document["learned_from"]), digest)
+    return SegmentationModel(run, parts["network"], parts["border"], quality, tuple(document["learned_from"]), digest)
+
+
+def _parts(network: nn.Module, border: nn.Module) -> nn.ModuleDict:
+    return nn.ModuleDict({"network": network, "border": border})

@@ -4,6 +4,7 @@ from pathlib import Path
 from statistics import mean
 
 from training.markdown import table
+from training.segmentation.border import REACH_MM
 from training.segmentation.evaluate import FAILURE_DICE, Summary
 from training.segmentation.model import SegmentationModel
 from training.segmentation.structures import NAMES
@@ -39,7 +40,8 @@ def _card(model: SegmentationModel, summary: Summary) -> str:
 
 ## What it is
 A residual U-Net in 3D (MONAI) on voxels of {net.voxel_mm:g} mm, {steps} steps of {run.network.batch} cubes of {net.patch} voxels.
-It labels femora, hip bones and sacrum in a CT of the pelvis; sides are told by geometry afterwards. Dropout stays on for
+It labels femora, hip bones and sacrum in a CT of the pelvis; sides are told by geometry afterwards. Within {REACH_MM:g} mm of a
+border that it found, the CT's own voxels are decided by a second network, by their profiles across it. Dropout stays on for
 {how.samples} samples, whose spread predicts each structure's Dice; below {how.least_dice:g} the structure is flagged.
 
 ## Intended use

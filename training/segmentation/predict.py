@@ -8,9 +8,12 @@ import torch
 from monai.inferers.inferer import SlidingWindowInferer
 from numpy.typing import NDArray
 from scipy import ndimage
+from torch import nn
 
 from training.anatomy.ct import CtVolume
 from training.anatomy.labels import LabelMap
+from training.engine import has_fast_bfloat16
+from training.segmentation.border import sharpened
 from training.segmentation.grid import interpolated, to_grid
 from training.segmentation.model import SegmentationModel
 from training.segmentation.network import dropout_on, network_input
@@ -53,7 +56,7 @@ def segment(ct: CtVolume, model: SegmentationModel, seed: int = 0, progress: boo
     mean, variance = sample_probabilities(hu, model, seed, progress)
     values = with_sides(mean.argmax(axis=0).astype(np.uint8), patient_from_grid)
     around = _surroundings(values)
-    labels = without_holes(_on_ct(mean, around, patient_from_grid, ct))
+    labels = without_holes(_on_ct(mean, around, patient_from_grid, ct, model.border))
     voxel_cm3 = abs(float(np.linalg.det(ct.patient_from_voxel[:3, :3]))) / 1000
     counts = np.bincount(labels.ravel(), minlength=len(NAMES) + 1)
     figures = {}
@@ -91,7 +94,7 @@ def sample_probabilities(
     devices = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices), dropout_on(model.network), torch.inference_mode():
         torch.manual_seed(seed)
-        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+        with torch.autocast(device.type, torch.bfloat16, enabled=has_fast_bfloat16(device)):
             logits = window(image, model.network)
         probabilities = logits.float().softmax(dim=1)
     return probabilities.mean(dim=0).numpy(), probabilities.var(dim=0, correction=0).numpy()
@@ -117,15 +120,22 @@ def _on_ct(
     around: dict[int, NDArray[np.bool_]],
     patient_from_grid: NDArray[np.float64],
     ct: CtVolume,
+    border: nn.Module,
 ) -> NDArray[np.uint8]:
-    """Labels on the CT's grid: probabilities are interpolated, so that borders run finer than the network's voxels."""
+    """Labels on the CT's grid: whatever is more likely a bone than not, with borders finer than the network's voxels."""
     grid_from_ct = np.linalg.inv(patient_from_grid) @ ct.patient_from_voxel
-    best = interpolated(mean[0], grid_from_ct, ct.hu.shape, 1.0)
+    likeliest = mean.argmax(axis=0)
+    best = np.full(ct.hu.shape, 0.5, np.float32)
     labels = np.zeros(ct.hu.shape, np.uint8)
-    for value, near in around.items():
-        if near.any():
-            probability = interpolated(mean[CLASS_OF[value]] * near, grid_from_ct, ct.hu.shape, 0.0)
-            is_best = probability > best
+    for label in sorted(set(CLASS_OF.values())):
+        own = {value: near for value, near in around.items() if CLASS_OF[value] == label and near.any()}
+        if own:
+            inside = np.logical_or.reduce(list(own.values())) & (likeliest == label)
+            other = mean[1:].sum(axis=0) - mean[label]
+            probability = sharpened(border, ct, inside, mean[label], other, patient_from_grid)
+        for value, near in own.items():
+            is_near = interpolated(near.astype(np.float32), grid_from_ct, ct.hu.shape, 0.0) > 0.5
+            is_best = is_near & (probability > best)
             labels[is_best] = value
             best[is_best] = probability[is_best]
     return labels

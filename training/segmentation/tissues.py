@@ -112,7 +112,7 @@ def tissues_of(phantom: Phantom, sacrum: Structure | None = None, voxel_mm: floa
     shape, matrix = phantom_grid(voxel_mm)
     random = np.random.default_rng(phantom.subject.seed + 2)
     shares = np.zeros((len(Tissue), *shape), np.float32)
-    femora = {id(bone.patient_from_voxel) for name in NAMES.values() for bone in phantom.bone(name)}
+    femoral_grids = {bone.values.shape for name in NAMES.values() for bone in phantom.bone(name)}
     for structure in phantom.structures:
         channel = {"soft": Tissue.MUSCLE, "adipose": Tissue.ADIPOSE, "metal_volume": Tissue.METAL}.get(structure.name)
         if structure.name in (f"{name}_volume" for name in NAMES.values()):
@@ -124,8 +124,10 @@ def tissues_of(phantom: Phantom, sacrum: Structure | None = None, voxel_mm: floa
                 add_structure(shares[channel], alone, structure.patient_from_voxel, matrix)
         elif channel is not None:
             add_structure(shares[channel], structure.values, structure.patient_from_voxel, matrix)
-        if structure.name == "metal_volume":  # counts to the bone that bears it
-            bearer = Tissue.FEMUR if id(structure.patient_from_voxel) in femora else Tissue.HIP
+        if (
+            structure.name == "metal_volume"
+        ):  # counts to the bone that bears it; a cup has a grid of its own, a stem its femur's
+            bearer = Tissue.FEMUR if structure.values.shape in femoral_grids else Tissue.HIP
             add_structure(shares[bearer], structure.values, structure.patient_from_voxel, matrix)
     if sacrum is not None:
         _add_lumbar(shares, phantom.subject, matrix)

@@ -82,6 +82,28 @@ def _train(fabric: Fabric, run: SegmentationRun, library: Path, folder: Path, wo
     fit(fabric, task, run.network, folder=folder, seed=run.seed, workers=workers, save_every=save_every)
 
 
+def trained_network(run: SegmentationRun, folder: Path) -> nn.Module:
+    """The U-Net that `train` left in a folder, onto CUDA where there is one.
+
+    Raises:
+        ConfigurationError: nothing was trained there.
+    """
+    network = trained(build_network(run), folder / "network.pt")
+    return network.to("cuda" if torch.cuda.is_available() else "cpu").eval()
+
+
+def trained(network: nn.Module, file: Path) -> nn.Module:
+    """A network with the weights of a file.
+
+    Raises:
+        ConfigurationError: there is none.
+    """
+    if not file.exists():
+        raise ConfigurationError(f"{file} does not exist; run `python -m training segmentation train`")
+    network.load_state_dict(torch.load(file, map_location="cpu", weights_only=True))
+    return network
+
+
 def begun_with(run: SegmentationRun, start: Path) -> dict[str, Tensor]:
     """The weights of the model that a run begins with.
 
