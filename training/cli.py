@@ -39,6 +39,7 @@ from training.pairs import Pairs, load_beside, load_pairs, make_pairs
 from training.projection.radiograph import Exposure
 from training.real import load_real
 from training.segmentation.cli import app as segmentation
+from training.segmentation.model import SHIPPED_BONES
 from training.simulate_dx import DEFAULT_PROCESSING
 from training.split import split_subjects
 from training.train import train
@@ -175,12 +176,15 @@ def hospital(
     table: Annotated[Path, typer.Argument(help="CSV file with a line per case; see training/hospital/table.py.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="Where pairs and reports go.")] = Path("runs/hospital"),
     segmentation: Annotated[
-        Path | None, typer.Option(help="Folder of a segmentation model, for CTs without a label map.")
-    ] = None,
+        Path,
+        typer.Option(
+            help="Folder of a segmentation model, for CTs without a label map.", show_default="the shipped one"
+        ),
+    ] = SHIPPED_BONES,
 ) -> None:
     """Make pairs of a hospital's own CTs and radiographs; goes on where it was interrupted."""
     cases = read_table(table)
-    tools = Tools(register_by_similarity, None if segmentation is None else SegmentByModel(segmentation))
+    tools = Tools(register_by_similarity, SegmentByModel(segmentation))
     with tqdm(total=len(cases), desc="cases", unit="case") as progress:
         reports = make_hospital_pairs(cases, output, tools, lambda _: progress.update())
     console.print(reports_table(reports))

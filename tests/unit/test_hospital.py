@@ -27,7 +27,7 @@ from training.anatomy.volume import Structure
 from training.calibration.tissues import KEV_AT_KILOVOLT, hydroxyapatite_hu_cm3_mg
 from training.hospital.cases import NothingToDecide, decide, load_real_hips
 from training.hospital.dxa import NoDxaLine, fit_dxa
-from training.hospital.make import Tools, fit_dxa_lines, make_hospital_pairs
+from training.hospital.make import SegmentByModel, Tools, fit_dxa_lines, make_hospital_pairs
 from training.hospital.project import CT_END_MM, Registered
 from training.hospital.report import Decision, Report, Status, Verdict, reports_table
 from training.hospital.table import Case, read_table
@@ -35,6 +35,7 @@ from training.projection.geometry import ConeBeam, anteroposterior
 from training.projection.projector import project_structures
 from training.projection.radiograph import Exposure
 from training.registration.anatomy import Bones
+from training.segmentation.model import SHIPPED_BONES, load_model
 from training.segmentation.predict import Segmentation, StructureFigures
 from training.simulate_dx import DEFAULT_PROCESSING, FictionalPatient, dx_from_maps
 from training.targets import MARGIN_PX, canonical_figures
@@ -279,9 +280,9 @@ def test_where_the_ct_ends_before_the_radiograph_the_targets_are_unknown(folder:
     np.testing.assert_allclose(cut.targets[0][known], whole.targets[0][known], atol=0.02)
 
 
-def test_without_labels_or_model_the_report_says_what_to_add(folder: Path, tmp_path: Path) -> None:
-    (report,) = make_hospital_pairs([_case(folder, labels=None)], tmp_path, Tools(_Still()))
-    assert "no segmentation model" in str(report.reason)
+def test_what_has_no_labels_is_segmented_by_the_shipped_model_unless_told_otherwise() -> None:
+    assert Tools(_Still()).segment == SegmentByModel(SHIPPED_BONES)
+    assert SegmentByModel(SHIPPED_BONES).sha256 == load_model(SHIPPED_BONES).sha256
 
 
 class _Told:

@@ -36,6 +36,8 @@ from training.segmentation.config import (
 )
 from training.segmentation.evaluate import (
     Case,
+    Summary,
+    WarningFigures,
     compare,
     finish,
     held_out_cts,
@@ -55,7 +57,7 @@ from training.segmentation.library import (
     make_library,
     phantom_file,
 )
-from training.segmentation.model import FORMAT, SegmentationModel, load_model, save_model
+from training.segmentation.model import FORMAT, SHIPPED_BONES, SegmentationModel, load_model, save_model
 from training.segmentation.model_card import write_card
 from training.segmentation.network import CLASSES, build_network, network_input
 from training.segmentation.phantom_ct import PELVIS, LabelledCt, hip_box, hip_case, labelled_ct, pelvis_case
@@ -67,7 +69,7 @@ from training.segmentation.predict import (
     without_holes,
 )
 from training.segmentation.quality import QualityLine, auroc, dice_coefficient, fit_quality
-from training.segmentation.scanner import Scanner, recorded
+from training.segmentation.scanner import Scanner, ordinary_scanner, recorded
 from training.segmentation.structures import CLASS_OF, NAMES, with_sides
 from training.segmentation.tissues import (
     SATURATED_HU,
@@ -431,6 +433,16 @@ def test_a_profile_runs_from_outside_to_inside_through_its_voxel(ball: Ball) -> 
     up = ball.ct.patient_from_voxel[2, 3] + 2.5 * index[:, 0] - 50
     assert np.corrcoef(np.abs(up), features[:, -3].numpy())[0, 1] > 0.95  # across the slices above and below
     assert features[0, -2:].tolist() == pytest.approx([2.5, 0.8])
+
+
+def test_how_a_profile_leans_is_told_by_the_slices_wherever_they_lie(ball: Ball) -> None:
+    """The same CT with its axes in another order: what was the slices' direction is a row's now."""
+    turned = ball.ct.patient_from_voxel[:, [2, 0, 1, 3]]
+    coronal = CtVolume(np.ascontiguousarray(ball.ct.hu.transpose(1, 2, 0)), turned)
+    ((index, features),) = profiles(coronal, ball.own > 0.5, ball.own, np.zeros_like(ball.own), ball.patient_from_grid)
+    back_mm = turned[1, 3] + 0.8 * index[:, 0] - 5
+    assert np.corrcoef(np.abs(back_mm), features[:, -3].numpy())[0, 1] > 0.95
+    assert features[0, -2:].tolist() == pytest.approx([0.8, 1.2])
 
 
 def test_the_border_is_read_from_the_ct_and_not_from_the_coarse_probability(ball: Ball) -> None:
@@ -804,3 +816,25 @@ def test_a_label_map_of_the_network_goes_under_the_names_of_the_project(tissues:
     ours = label_map(named, NAMES, tissues.patient_from_voxel)
     assert isinstance(ours, LabelMap)
     assert set(ours.names.values()) == {"right_femur", "left_femur", "pelvis"}
+
+
+def test_the_card_of_the_shipped_model_says_what_was_measured(tmp_path: Path) -> None:
+    figures = json.loads((SHIPPED_BONES / "evaluation" / "figures.json").read_text(encoding="utf-8"))
+    write_card(
+        load_model(SHIPPED_BONES), Summary(**{**figures, "warning": WarningFigures(**figures.pop("warning"))}), tmp_path
+    )
+    card, written = ((folder / "MODEL_CARD.md").read_text(encoding="utf-8") for folder in (SHIPPED_BONES, tmp_path))
+    assert card == written
+
+
+def test_the_shipped_model_finds_the_bones_of_a_hip_that_it_has_not_seen(phantom: Phantom) -> None:
+    random = np.random.default_rng(0)
+    scanner = ordinary_scanner(random, 0.9)
+    spacing_mm = (0.9, 0.9, scanner.voxel_mm[0])
+    box = hip_box(phantom.subject, Side.LEFT)
+    scanned = labelled_ct(tissues_of(phantom), phantom.subject, box, spacing_mm, scanner, random)
+    found = segment(scanned.ct, load_model(SHIPPED_BONES))
+    for value, name in ((2, "left_femur"), (4, "left_hip")):
+        assert dice_coefficient(found.labels.values == value, scanned.truth.values == value) > 0.96, name
+        assert not found.figures[name].is_doubtful
+    assert not (found.labels.values == 1).any()

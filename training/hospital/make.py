@@ -42,7 +42,7 @@ from training.hospital.table import Case
 from training.projection.geometry import ConeBeam
 from training.registration.anatomy import Bones, prepare
 from training.registration.register import register
-from training.segmentation.model import SegmentationModel, load_model
+from training.segmentation.model import SHIPPED_BONES, SegmentationModel, load_model
 from training.segmentation.predict import Segmentation, StructureFigures, segment
 
 MOST_METAL_ML = 0.1
@@ -107,8 +107,8 @@ class Tools:
     """What differs between a hospital's run and a test."""
 
     register: Register
-    segment: Segment | None = None
-    """None: every case needs its label map."""
+    segment: Segment = SegmentByModel(SHIPPED_BONES)
+    """For cases without a label map."""
 
 
 def register_by_similarity(
@@ -144,7 +144,7 @@ def make_hospital_pairs(
 
 def _inputs(case: Case, tools: Tools) -> str:
     digest = inputs_sha256(case)
-    return digest if case.labels is not None or tools.segment is None else f"{digest}:{tools.segment.sha256}"
+    return digest if case.labels is not None else f"{digest}:{tools.segment.sha256}"
 
 
 def fit_dxa_lines(cases: Sequence[Case], reports: Sequence[Report], output: Path) -> list[DxaLine]:
@@ -248,15 +248,11 @@ def _label(case: Case, ct: CtVolume, tools: Tools, report: Report) -> LabelMap:
     doubts: list[str] = []
     if case.labels is not None:
         labels, source = read_labels(case.labels), "given"
-    elif tools.segment is not None:
+    else:
         found = tools.segment(ct)
         labels = label_map(found.labels.values, found.labels.names, found.labels.patient_from_voxel)
         figures, source = found.figures, f"segmentation model {tools.segment.sha256[:12]}"
         doubts.append("the bones were segmented by a network, and nobody has looked at its outlines yet")
-    else:
-        raise StepFailed(
-            "segmentation: the case has no label map, and no segmentation model was given; add one of the two"
-        )
     labels = on_grid(labels, ct)
     voxel_cm3 = float(np.prod(_spacing_mm(ct))) / 1000
     volumes = {name: float((labels.values == value).sum()) * voxel_cm3 for value, name in labels.names.items()}

@@ -68,6 +68,7 @@ def profiles(
     near = interpolated(depth_mm, grid_from_ct @ shift, tuple(high - low), -np.inf)
     voxels = np.argwhere(np.abs(near) < REACH_MM) + low
     spacing_mm = np.linalg.norm(ct.patient_from_voxel[:3, :3], axis=0)[::-1]
+    across_slices = (ct.patient_from_voxel[:3, 2][::-1] / spacing_mm[0]).astype(np.float32)
     for start in range(0, len(voxels), _CHUNK):
         index = voxels[start : start + _CHUNK]
         points = _moved(index, grid_from_ct)
@@ -78,7 +79,7 @@ def profiles(
             places = points + normal * np.float32(step_mm / voxel_mm)
             hu = _read(ct.hu, _moved(places, ct_from_grid))
             columns += [np.clip(hu, _LOW_HU, _HIGH_HU) / _SCALE_HU, _read(own, places), _read(other, places)]
-        columns += [_read(depth_mm, points) / _SCALE_MM, np.abs(normal[:, 0])]
+        columns += [_read(depth_mm, points) / _SCALE_MM, np.abs(normal @ across_slices)]
         columns += [np.full(len(index), spacing_mm[axis], np.float32) for axis in (0, 1)]
         yield index, torch.from_numpy(np.stack(columns, axis=1))
 
