@@ -31,7 +31,7 @@ def make_fabric(engine: EngineConfiguration) -> Fabric:
 
 def has_fast_bfloat16(device: torch.device) -> bool:
     """Whether matrices multiply faster in bfloat16 than in float32: on GPUs, and on processors with AMX."""
-    known: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()  # torch 2.9 cannot say yet
+    known: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()  # older torch cannot say
     return device.type == "cuda" or bool(known.get("amx_bf16", False))
 
 

@@ -24,14 +24,15 @@ REACH_MM = 3.0
 STEPS_MM = np.arange(-4.0, 4.1, 0.5)
 """Places of a profile; positive ones lie further inside."""
 FEATURES = 3 * len(STEPS_MM) + 4
+WIDTH = 64
 _SMOOTH_VOXELS = 0.7
 _LOW_HU, _HIGH_HU, _SCALE_HU, _SCALE_MM = (np.float32(value) for value in (-300, 1500, 500, 2))
 _CHUNK = 100_000
 
 
-def build_border(width: int = 64) -> nn.Sequential:
+def build_border() -> nn.Sequential:
     """(n, FEATURES) of `profiles` to (n, 1) logits: is the voxel of the bone?"""
-    return nn.Sequential(nn.Linear(FEATURES, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU(), nn.Linear(width, 1))
+    return nn.Sequential(nn.Linear(FEATURES, WIDTH), nn.SiLU(), nn.Linear(WIDTH, WIDTH), nn.SiLU(), nn.Linear(WIDTH, 1))
 
 
 def profiles(

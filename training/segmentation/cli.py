@@ -38,7 +38,7 @@ from training.segmentation.model_card import write_card
 from training.segmentation.phantom_ct import pelvis_case
 from training.segmentation.picture import draw_slices, draw_warning
 from training.segmentation.predict import segment
-from training.segmentation.train import train, trained_network
+from training.segmentation.train import train
 from training.segmentation.train_border import train_border
 from training.split import split_subjects
 
@@ -69,7 +69,7 @@ def train_command(config: Config = _CONFIG, folder: Folder = _FOLDER, atlas: Atl
     library = folder / "phantoms"
     train(run, library, folder, workers=workers)
     with tqdm(total=run.border.scans, desc="borders", unit="scan") as progress:
-        train_border(run, trained_network(run, folder), library, folder, progress.update)
+        train_border(run, library, folder, progress.update)
     console.print(f"trained   {folder / 'network.pt'}, {folder / 'border.pt'}")
 
 

@@ -30,6 +30,8 @@ from training.segmentation.scanner import (
 )
 from training.segmentation.tissues import VOXEL_MM, Tissue, Tissues, packed, phantom_grid, read_at, tissues_of, unpacked
 
+TISSUES = 2
+"""Counted up where `tissues_of` or the atlas changes: people of before are not learned from. 1 had stems in the hip bone."""
 TURN_DEG = 12.0
 ORDINARY_SHARE = 0.5
 """Cubes as hospitals scan; the others as `draw_scanner` draws them."""
@@ -97,7 +99,7 @@ def make_library(run: SegmentationRun, folder: Path, atlas: Path | None, done: C
             of the hospital's table cannot be used.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    stamp, wanted = folder / "seed.txt", f"{run.phantoms.seed}, voxels of {VOXEL_MM:g} mm"
+    stamp, wanted = folder / "seed.txt", f"{run.phantoms.seed}, voxels of {VOXEL_MM:g} mm, version {TISSUES}"
     if stamp.exists() and stamp.read_text() != wanted:
         raise ConfigurationError(
             f"{folder} holds phantoms of seed {stamp.read_text()}, expected {wanted}: take another folder"

@@ -39,11 +39,13 @@ class Examples(Dataset[dict[str, Tensor]]):
         if hospital is not None and random.random() < hospital.share:
             file = self.cts[random.integers(len(self.cts))]
             return _as_tensors(draw_ct_example(file, unet.patch, unet.voxel_mm, random))
+        return _as_tensors(draw_example(self.person(random), unet.patch, unet.voxel_mm, random))
+
+    def person(self, random: np.random.Generator) -> Path:
+        """File of a phantom or, as often as the run wants it, of the atlas."""
         if random.random() < self.run.atlas.share:
-            file = self.atlas[random.integers(len(self.atlas))]
-        else:
-            file = phantom_file(self.library, int(self.subjects[random.integers(len(self.subjects))]))
-        return _as_tensors(draw_example(file, unet.patch, unet.voxel_mm, random))
+            return self.atlas[random.integers(len(self.atlas))]
+        return phantom_file(self.library, int(self.subjects[random.integers(len(self.subjects))]))
 
 
 def _as_tensors(example: Example) -> dict[str, Tensor]:

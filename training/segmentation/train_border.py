@@ -13,12 +13,12 @@ from training.anatomy.ct import CtVolume
 from training.segmentation.border import build_border, profiles
 from training.segmentation.config import SegmentationRun
 from training.segmentation.grid import to_grid
-from training.segmentation.library import atlas_files, draw_scan, phantom_file
+from training.segmentation.library import draw_scan
 from training.segmentation.model import SegmentationModel
 from training.segmentation.predict import sample_probabilities
 from training.segmentation.quality import QualityLine
 from training.segmentation.structures import CLASS_OF
-from training.split import split_subjects
+from training.segmentation.train import Examples, trained_network
 
 PROFILES = 2000
 """Of each class in a scan, at most (of each part that `profiles` yields)."""
@@ -29,27 +29,24 @@ _STREAM = 1
 """Keeps these drawings apart from the U-Net's, whose seed they share."""
 
 
-def train_border(
-    run: SegmentationRun, network: nn.Module, library: Path, folder: Path, done: Callable[[int], object]
-) -> None:
-    """Train on scans that the U-Net has segmented; leaves `border.pt` in `folder`, and does nothing where it is there.
+def train_border(run: SegmentationRun, library: Path, folder: Path, done: Callable[[int], object]) -> None:
+    """Train on scans that the U-Net of `folder` has segmented; leaves `border.pt` there, unless one of this U-Net is there.
 
     Args:
-        network: the trained U-Net.
         done: called with 1 after each scan.
 
     Raises:
-        ConfigurationError: it found no bone in any of them.
+        ConfigurationError: no U-Net was trained there, or it found no bone in any of the scans.
     """
-    file = folder / "border.pt"
-    if file.exists():
+    network, file = trained_network(run, folder), folder / "border.pt"
+    if file.exists() and file.stat().st_mtime_ns >= (folder / "network.pt").stat().st_mtime_ns:
         return
     torch.manual_seed(run.seed)
     border = build_border()
-    model = SegmentationModel(run, network.eval(), border, QualityLine((0.0,), (1.0,)))
-    found = []
+    model = SegmentationModel(run, network, border, QualityLine((0.0,), (1.0,)))
+    found, people = [], Examples(run, library)
     for number in range(run.border.scans):
-        found += list(_examples(model, library, number))
+        found += list(_examples(model, people, number))
         done(1)
     if not found:
         raise ConfigurationError(
@@ -76,17 +73,11 @@ def fit_border(border: nn.Module, features: Tensor, truth: Tensor, run: Segmenta
         schedule.step()
 
 
-def _examples(model: SegmentationModel, library: Path, number: int) -> Iterator[tuple[Tensor, Tensor]]:
+def _examples(model: SegmentationModel, people: Examples, number: int) -> Iterator[tuple[Tensor, Tensor]]:
     """(n, FEATURES) in half precision and (n,) of each class in one scan."""
     run = model.run
     random = np.random.default_rng((run.seed, _STREAM, number))
-    if random.random() < run.atlas.share:
-        atlas = atlas_files(library, run.atlas)
-        file = atlas[random.integers(len(atlas))]
-    else:
-        subjects = split_subjects(run.phantoms.count, run.split).training
-        file = phantom_file(library, int(subjects[random.integers(len(subjects))]))
-    ct, target = draw_scan(file, run.unet.patch * run.unet.voxel_mm, random)
+    ct, target = draw_scan(people.person(random), run.unet.patch * run.unet.voxel_mm, random)
     hu, patient_from_grid = to_grid(ct, run.unet.voxel_mm)
     mean, _ = sample_probabilities(hu, model, number)
     classes = mean.argmax(axis=0)
