@@ -39,7 +39,7 @@ from training.pairs import Pairs, load_beside, load_pairs, make_pairs
 from training.projection.radiograph import Exposure
 from training.real import load_real
 from training.segmentation.cli import app as segmentation
-from training.segmentation.model import SHIPPED_BONES
+from training.segmentation.model import SHIPPED_SEGMENTATION
 from training.simulate_dx import DEFAULT_PROCESSING
 from training.split import split_subjects
 from training.train import train
@@ -180,7 +180,7 @@ def hospital(
         typer.Option(
             help="Folder of a segmentation model, for CTs without a label map.", show_default="the shipped one"
         ),
-    ] = SHIPPED_BONES,
+    ] = SHIPPED_SEGMENTATION,
 ) -> None:
     """Make pairs of a hospital's own CTs and radiographs; goes on where it was interrupted."""
     cases = read_table(table)

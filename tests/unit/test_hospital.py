@@ -35,8 +35,9 @@ from training.projection.geometry import ConeBeam, anteroposterior
 from training.projection.projector import project_structures
 from training.projection.radiograph import Exposure
 from training.registration.anatomy import Bones
-from training.segmentation.model import SHIPPED_BONES, load_model
-from training.segmentation.predict import Segmentation, StructureFigures
+from training.segmentation.model import SHIPPED_SEGMENTATION, load_model
+from training.segmentation.predict import Segmentation
+from training.segmentation.sampling import StructureFigures
 from training.simulate_dx import DEFAULT_PROCESSING, FictionalPatient, dx_from_maps
 from training.targets import MARGIN_PX, canonical_figures
 
@@ -281,8 +282,8 @@ def test_where_the_ct_ends_before_the_radiograph_the_targets_are_unknown(folder:
 
 
 def test_what_has_no_labels_is_segmented_by_the_shipped_model_unless_told_otherwise() -> None:
-    assert Tools(_Still()).segment == SegmentByModel(SHIPPED_BONES)
-    assert SegmentByModel(SHIPPED_BONES).sha256 == load_model(SHIPPED_BONES).sha256
+    assert Tools(_Still()).segment == SegmentByModel(SHIPPED_SEGMENTATION)
+    assert SegmentByModel(SHIPPED_SEGMENTATION).sha256 == load_model(SHIPPED_SEGMENTATION).sha256
 
 
 class _Told:
@@ -315,9 +316,30 @@ def test_a_ct_without_labels_is_segmented_and_waits_for_a_person(folder: Path, t
     assert sure.asked == 1  # another model
     assert again.status is Status.DOUBTFUL
     assert len(again.steps["segmentation"]["doubts"]) == 1
+    assert again.steps["muscles"] == {"doubts": []}
     (given,) = make_hospital_pairs([_case(folder)], tmp_path, Tools(_Still(), sure))
     assert sure.asked == 1  # a label map was given
     assert given.status is Status.DONE
+
+
+def test_the_muscles_of_a_label_map_are_weighed(folder: Path, tmp_path: Path) -> None:
+    image = sitk.ReadImage(str(folder / "labels.nii.gz"))
+    labels = sitk.GetArrayFromImage(image)
+    hu = sitk.GetArrayFromImage(sitk.ReadImage(str(folder / "ct.nii.gz")))
+    soft = (hu > 0) & (hu < 100) & (labels == 0)
+    soft[:20] = False
+    labels[soft] = 3
+    changed = sitk.GetImageFromArray(labels)
+    changed.CopyInformation(image)
+    sitk.WriteImage(changed, str(tmp_path / "labels.nii.gz"))
+    names = {"1": "femur_left", "2": "hip_left", "3": "gluteus_medius_left"}
+    (tmp_path / "labels.json").write_text(json.dumps(names))
+    (report,) = make_hospital_pairs([_case(folder, labels=tmp_path / "labels.nii.gz")], tmp_path, Tools(_Still()))
+    assert report.status is Status.DONE, report.reason
+    mass = report.steps["muscles"]["left_gluteus_medius"]
+    assert mass["volume_cm3"] == pytest.approx(float(soft.sum()) * 0.008)
+    assert mass["lean_g"] == pytest.approx(mass["volume_cm3"] * 1.05, rel=0.03)  # 50 HU, but for the noise
+    assert mass["is_cut"]  # its thigh goes on above the CT
 
 
 def test_metal_in_the_femur_is_no_measurement(folder: Path, tmp_path: Path) -> None:

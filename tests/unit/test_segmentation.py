@@ -18,11 +18,14 @@ from training.anatomy.atlas import atlas_subject, sacrum_volume
 from training.anatomy.ct import CtVolume, sitk
 from training.anatomy.implant import Implant, ImplantKind
 from training.anatomy.labels import LabelMap, label_map, read_labels
+from training.anatomy.lean import muscle_masses
+from training.anatomy.muscles import NAMES as MUSCLE_CHANNELS
+from training.anatomy.muscles import Muscle, make_muscles
 from training.anatomy.pelvis import PelvisPart, pelvis_parts, pelvis_volumes
 from training.anatomy.phantom import Phantom, make_phantom
 from training.anatomy.population import draw_subject
 from training.config import NetworkConfiguration, PairsConfiguration, SplitConfiguration, Stage
-from training.segmentation import predict
+from training.segmentation import sampling
 from training.segmentation.border import FEATURES, REACH_MM, STEPS_MM, build_border, profiles, sharpened
 from training.segmentation.cli import write_labels
 from training.segmentation.config import (
@@ -30,6 +33,7 @@ from training.segmentation.config import (
     BorderConfiguration,
     HospitalConfiguration,
     InferenceConfiguration,
+    MusclesConfiguration,
     SegmentationRun,
     UNetConfiguration,
     load_segmentation,
@@ -45,32 +49,55 @@ from training.segmentation.evaluate import (
     summarise,
 )
 from training.segmentation.grid import to_grid
-from training.segmentation.labelled import read_cases
+from training.segmentation.labelled import labelled_pieces, read_cases
 from training.segmentation.library import (
     Example,
     ct_files,
     draw_ct_example,
     draw_example,
+    draw_muscle_example,
     draw_scan,
     library_size,
     load_tissues,
     make_library,
     phantom_file,
 )
-from training.segmentation.model import FORMAT, SHIPPED_BONES, SegmentationModel, load_model, save_model
+from training.segmentation.model import (
+    FORMAT,
+    SHIPPED_SEGMENTATION,
+    MuscleModel,
+    SegmentationModel,
+    load_model,
+    save_model,
+)
 from training.segmentation.model_card import write_card
-from training.segmentation.network import CLASSES, build_network, network_input
+from training.segmentation.muscles import atlas_muscles, coarse_grid
+from training.segmentation.network import (
+    CLASSES,
+    MUSCLE_CLASSES,
+    build_muscle_network,
+    build_network,
+    muscle_input,
+    network_input,
+)
 from training.segmentation.phantom_ct import PELVIS, LabelledCt, hip_box, hip_case, labelled_ct, pelvis_case
 from training.segmentation.predict import (
     Segmentation,
-    StructureFigures,
-    sample_probabilities,
     segment,
     without_holes,
 )
 from training.segmentation.quality import QualityLine, auroc, dice_coefficient, fit_quality
+from training.segmentation.sampling import Sampled, StructureFigures, sample_probabilities
 from training.segmentation.scanner import Scanner, ordinary_scanner, recorded
-from training.segmentation.structures import CLASS_OF, NAMES, with_sides
+from training.segmentation.structures import (
+    ABOVE_CRESTS_MM,
+    CLASS_OF,
+    FIRST_MUSCLE,
+    MUSCLE_CLASS_OF,
+    NAMES,
+    muscles_with_sides,
+    with_sides,
+)
 from training.segmentation.tissues import (
     SATURATED_HU,
     Tissue,
@@ -82,7 +109,7 @@ from training.segmentation.tissues import (
     tissues_of,
     unpacked,
 )
-from training.segmentation.train import begun_with, train, trained
+from training.segmentation.train import begin_with, train, trained, trained_muscles
 from training.segmentation.train_border import fit_border, train_border
 
 CONFIGURATION = Path(__file__).resolve().parents[2] / "conf" / "training" / "segmentation.toml"
@@ -97,9 +124,11 @@ RUN = SegmentationRun(
     border=BorderConfiguration(scans=2, steps=3, learning_rate=1e-3),
     inference=InferenceConfiguration(samples=3, overlap=0.25, least_dice=0.9),
 )
+MUSCLES = MusclesConfiguration(voxel_mm=6.0, patch=16, atlas_share=0.0, least_dice=0.8, network=RUN.network)
+WITH_MUSCLES = replace(RUN, muscles=MUSCLES)
 VOXEL_MM = 2.5
 """Coarser than what a training stores: these tests are about places and tissues."""
-SUMMARY = summarise([], [Case(1, "clean", "sacrum", 50.0, dice, 0.1, dice) for dice in (0.8, 0.95)])
+SUMMARY = summarise([], [Case(1, "clean", "sacrum", 50.0, 50.0, dice, 0.1, dice) for dice in (0.8, 0.95)])
 LINE = QualityLine((0.0, 0.1), (1.0, 0.5))
 
 
@@ -118,9 +147,9 @@ def tissues(phantom: Phantom) -> Tissues:
 
 @pytest.fixture(scope="module")
 def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The phantom of `RUN`."""
+    """The phantom of `RUN`, with its muscles."""
     folder = tmp_path_factory.mktemp("phantoms")
-    make_library(RUN, folder, None, lambda n: None)
+    make_library(WITH_MUSCLES, folder, None, lambda n: None)
     return folder
 
 
@@ -135,6 +164,10 @@ def tiny_model(
     torch.manual_seed(0)
     run = replace(RUN, unet=replace(RUN.unet, dropout=dropout))
     return SegmentationModel(run, (network or build_network(run)).eval(), (border or build_border()).eval(), LINE)
+
+
+def sampled(hu: NDArray[np.float32], model: SegmentationModel, seed: int) -> Sampled:
+    return sample_probabilities(model.network, network_input(hu), model.run.unet.patch, model.run.inference, seed)
 
 
 class OneFeature(nn.Module):
@@ -300,6 +333,149 @@ def test_a_mirrored_patient_has_mirrored_sides(tissues: Tissues) -> None:
     assert (mirrored == swapped).mean() > 0.9995
 
 
+def test_a_scan_tells_its_muscles_and_their_sides(library: Path) -> None:
+    person, subject = load_tissues(phantom_file(library, 0)), draw_subject(1, 0)
+    spacing_mm = (4.0, 4.0, 4.0)
+    scanned = labelled_ct(person, subject, PELVIS, spacing_mm, Scanner(noise_hu=0.0), np.random.default_rng(0))
+    values = {name: value for value, name in scanned.truth.names.items()}
+    muscles = make_muscles(subject)
+    lowest, highest = (np.array(corner) for corner in PELVIS)
+    index = np.argwhere(muscles.labels > 0)
+    points = index[:, ::-1] @ muscles.patient_from_voxel[:3, :3].T + muscles.patient_from_voxel[:3, 3]
+    inside = ((points > lowest) & (points < highest)).all(axis=1)
+    for name in ("right_gluteus_medius", "left_gluteus_maximus", "left_iliopsoas"):
+        label = MUSCLE_CHANNELS.index(name) + 1
+        expected = float((muscles.labels[tuple(index[inside].T)] == label).sum()) * muscles.voxel_cm3
+        mask = scanned.truth.values == values[name]
+        assert float(mask.sum()) * 0.064 == pytest.approx(expected, rel=0.1), name
+        x = scanned.ct.patient_from_voxel[0, 3] + 4.0 * np.argwhere(mask)[:, 2]
+        assert (np.median(x) > 0) == name.startswith("left")
+    hu = scanned.ct.hu[scanned.truth.values >= FIRST_MUSCLE]
+    assert -120 < np.median(hu) < 90
+
+
+@pytest.mark.parametrize("one_hip", [False, True])
+def test_the_sides_of_muscles_are_told_by_the_bones(library: Path, one_hip: bool) -> None:
+    person, subject = load_tissues(phantom_file(library, 0)), draw_subject(1, 0)
+    box = hip_box(subject, Side.LEFT) if one_hip else PELVIS
+    scanned = labelled_ct(person, subject, box, (4.0, 4.0, 4.0), Scanner(), np.random.default_rng(0))
+    truth = scanned.truth.values.astype(np.uint8)
+    bones = np.where(truth < FIRST_MUSCLE, truth, 0).astype(np.uint8)
+    classes = np.zeros_like(truth)
+    for value, label in MUSCLE_CLASS_OF.items():
+        classes[truth == value] = label
+    trunk = classes.copy()
+    if not one_hip:
+        trunk[-1, trunk[-1] == 0] = Muscle.ADDUCTORS + 1  # as a liver may look; above the crests
+        crest_mm = float(np.argwhere(np.isin(bones, (3, 4)))[:, 0].max()) * 4
+        assert (len(bones) - 1) * 4 > crest_mm + ABOVE_CRESTS_MM
+    named = muscles_with_sides(trunk, bones, scanned.ct.patient_from_voxel)
+    both = (named > 0) & (truth >= FIRST_MUSCLE)
+    assert both.sum() > 0.97 * (truth >= FIRST_MUSCLE).sum()  # but for crumbs
+    assert (named == truth)[both].mean() > 0.99
+    assert not named[truth == 0].any()
+
+
+def test_the_woman_of_the_atlas_has_all_muscles_on_both_sides(reference_data: Path) -> None:
+    classes = atlas_muscles(reference_data / "anatomy")
+    shape, matrix = coarse_grid()
+    assert classes.shape == shape
+    x = matrix[0, 3] + matrix[0, 0] * np.arange(shape[2])
+    for muscle in Muscle:
+        right, left = (int((classes[:, :, side] == muscle + 1).sum()) for side in (x < 0, x > 0))
+        assert min(right, left) * 0.027 > 20, muscle
+        assert 0.6 < right / left < 1.6, muscle  # the hamstrings too, of which the map has half on the right
+
+
+def test_a_cube_of_muscles_shows_them_where_they_are_and_not_in_bone(library: Path) -> None:
+    examples = [draw_muscle_example(phantom_file(library, 0), 24, 5.0, np.random.default_rng(n)) for n in range(12)]
+    lost = 0
+    for example in examples:
+        assert example.target.shape == (MUSCLE_CLASSES, 24, 24, 24)
+        assert np.abs(example.target.sum(axis=0) - 1).max() < 1e-4
+        assert example.target.min() > -1e-5
+        assert (example.target[1:].sum(axis=0)[example.bones.sum(axis=0) > 0] <= 0.51).all()
+        lost += int((example.bones.max(axis=(1, 2, 3)) == 0).sum())
+        muscle = example.target[1:].sum(axis=0) > 0.9
+        assert not muscle.any() or np.median(example.hu[muscle]) > -150
+    assert 0 < lost < 24  # bones that lie elsewhere, or that were not found
+    assert muscle_input(examples[0].hu, examples[0].bones).shape == (5, 24, 24, 24)
+
+
+class _SoftTissue(nn.Module):
+    """In place of the muscles' network: gluteus medius is what has the soft window's value of muscle, and is no bone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.place = nn.Parameter(torch.zeros(1))
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        is_muscle = ((image[:, 0] > -0.4) & (image[:, 0] < 0.4) & (image[:, 2:].sum(dim=1) == 0)).float()
+        logits = torch.zeros(len(image), MUSCLE_CLASSES, *image.shape[2:])
+        logits[:, 0], logits[:, Muscle.GLUTEUS_MEDIUS + 1] = 5 * (1 - is_muscle), 5 * is_muscle
+        return logits
+
+
+def test_muscles_are_found_around_the_bones_and_never_in_them() -> None:
+    hu = np.full((40, 50, 80), -100, np.float32)
+    hu[5:27, 10:40, 3:77] = 50
+    hu[15:25, 20:30, 8:18] = hu[15:25, 20:30, 62:72] = 800
+    place = np.diag([3.0, 3, 3, 1])
+    bones = _Threshold()
+    bones.register_parameter("place", nn.Parameter(torch.zeros(1)))
+    run = replace(WITH_MUSCLES, unet=replace(RUN.unet, voxel_mm=3.0), muscles=replace(MUSCLES, voxel_mm=3.0))
+    model = replace(
+        tiny_model(network=bones, border=OneFeature(HERE, 375 / 500)),
+        run=run,
+        muscles=MuscleModel(replace(MUSCLES, voxel_mm=3.0), _SoftTissue(), QualityLine((0.0,), (0.7,))),
+    )
+    found = segment(CtVolume(hu, place), model)
+    right, left = (found.labels.mask(f"{side}_gluteus_medius") for side in ("right", "left"))
+    assert dice_coefficient(right | left, (hu > 0) & (hu < 300)) > 0.95
+    assert not (right | left)[hu > 300].any()
+    assert not right[:, :, 45:].any() and not left[:, :, :35].any()
+    figures = found.figures["left_gluteus_medius"]
+    assert figures.predicted_dice == 0.7 and figures.is_doubtful
+    assert figures.volume_cm3 == pytest.approx(float(left.sum()) * 0.027)
+    assert found.figures["left_gluteus_maximus"].volume_cm3 == 0
+    assert set(segment(CtVolume(hu, place), replace(model, muscles=None)).figures) == set(NAMES.values())
+
+
+def test_muscles_are_trained_after_the_bones_and_stay_with_the_model(tmp_path: Path, library: Path) -> None:
+    run = replace(WITH_MUSCLES, split=SplitConfiguration(0.0, 0.0))
+    train(run, library, tmp_path)
+    muscles = trained_muscles(run, MUSCLES, tmp_path)
+    model = replace(tiny_model(), run=run, muscles=MuscleModel(MUSCLES, muscles, QualityLine((0.0, 0.2), (0.9, 0.4))))
+    save_model(model, {}, tmp_path / "model")
+    again = load_model(tmp_path / "model")
+    assert again.muscles is not None and model.muscles is not None
+    assert again.muscles.quality == model.muscles.quality
+    cube = torch.randn(1, 5, 16, 16, 16)
+    assert torch.allclose(muscles(cube), again.muscles.network(cube), atol=0.05)
+    begun = build_muscle_network(run, MUSCLES)
+    begin_with(replace(run, start="model"), tmp_path / "model", build_network(run), begun)
+    assert all(torch.equal(a, b) for a, b in zip(begun.parameters(), again.muscles.network.parameters(), strict=True))
+    finer = replace(run, muscles=replace(MUSCLES, voxel_mm=3.0))
+    with pytest.raises(ConfigurationError, match="those of the muscles too"):
+        begin_with(finer, tmp_path / "model", build_network(run), begun)
+
+
+def test_lean_mass_is_what_lies_between_fat_and_muscle() -> None:
+    hu = np.array([-200.0, -100, -25, 50, 400, 50], np.float32).reshape(1, 1, 6).repeat(3, axis=0).repeat(3, axis=1)
+    values = np.zeros(hu.shape, np.uint16)
+    values[1, 1, 1:5] = 7
+    ct = CtVolume(hu, np.diag([10.0, 10, 10, 1]))
+    masses = muscle_masses(ct, LabelMap(values, {7: "left_gluteus_medius", 1: "sacrum"}, ct.patient_from_voxel))
+    assert set(masses) == {"left_gluteus_medius"}
+    mass = masses["left_gluteus_medius"]
+    assert mass.lean_g == pytest.approx((0 + 0.5 + 1 + 1) * 1.05)
+    assert mass.volume_cm3 == pytest.approx(4) and not mass.is_cut
+    values[1, 1, 5] = 7
+    assert muscle_masses(ct, LabelMap(values, {7: "left_gluteus_medius"}, ct.patient_from_voxel))[
+        "left_gluteus_medius"
+    ].is_cut
+
+
 @pytest.mark.parametrize("side", [Side.RIGHT, Side.LEFT])
 def test_one_hip_alone_has_its_side(tissues: Tissues, side: Side) -> None:
     classes = label_values(tissues.shares).copy()
@@ -330,25 +506,25 @@ def test_crumbs_are_no_structure() -> None:
 
 
 def test_a_sliding_window_equals_the_whole_volume_for_a_pointwise_network(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(predict, "has_fast_bfloat16", lambda device: False)
+    monkeypatch.setattr(sampling, "has_fast_bfloat16", lambda device: False)
     model = tiny_model(network=nn.Conv3d(2, CLASSES, 1))
     hu = np.random.default_rng(0).uniform(-500, 800, (20, 37, 25)).astype(np.float32)
-    mean, variance = sample_probabilities(hu, model, seed=0)
+    found = sampled(hu, model, seed=0)
     whole = model.network(network_input(hu)[None])[0].softmax(dim=0).detach().numpy()
-    assert np.abs(mean - whole).max() < 1e-5
-    assert variance.max() < 1e-6
+    assert np.abs(found.mean - whole).max() < 1e-5
+    assert found.variance.max() < 1e-6
 
 
 def test_uncertainty_is_zero_without_dropout_and_grows_with_it() -> None:
     hu = np.random.default_rng(0).uniform(-500, 800, (16, 16, 16)).astype(np.float32)
-    spread = [float(sample_probabilities(hu, tiny_model(share), seed=0)[1].mean()) for share in (0.0, 0.1, 0.5)]
+    spread = [float(sampled(hu, tiny_model(share), seed=0).variance.mean()) for share in (0.0, 0.1, 0.5)]
     assert spread[0] < 1e-7
     assert spread[0] < spread[1] < spread[2]
 
 
 def test_the_same_seed_gives_the_same_uncertainty() -> None:
     hu = np.random.default_rng(0).uniform(-500, 800, (16, 16, 16)).astype(np.float32)
-    first, second = (sample_probabilities(hu, tiny_model(), seed=5)[1] for _ in range(2))
+    first, second = (sampled(hu, tiny_model(), seed=5).variance for _ in range(2))
     assert (first == second).all()
 
 
@@ -497,6 +673,38 @@ def test_a_network_that_finds_no_bone_has_no_border_to_learn_from(
         train_border(run, library, tmp_path, lambda n: None)
 
 
+def test_a_border_is_trained_on_ct_of_patients_as_often_as_the_run_wants_them(
+    tmp_path: Path, library: Path, patient: LabelledCt, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hospital = HospitalConfiguration(str(_write_cases(tmp_path, patient, 2)), share=0.5, test=0.0)
+    border = replace(RUN.border, scans=6)
+    run = replace(RUN, hospital=hospital, border=border, split=SplitConfiguration(0.0, 0.0))
+    drawn: list[tuple[int, ...]] = []
+
+    def noted(*args: Any) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        drawn.append(args[1].hu.shape)
+        return [(torch.zeros(2, FEATURES), torch.tensor([True, False]))]
+
+    monkeypatch.setattr("training.segmentation.train_border._examples", noted)
+    torch.save(build_network(run).state_dict(), tmp_path / "network.pt")
+    train_border(run, library, tmp_path, lambda n: None)
+    edge_mm = run.unet.patch * run.unet.voxel_mm
+    assert len(drawn) == 6
+    assert all(
+        shape <= (edge_mm / 3 + 2, edge_mm / 2 + 2, edge_mm / 2 + 2) for shape in drawn[:3]
+    )  # its own flat voxels
+
+    pieces = list(labelled_pieces(hospital, 5, 60.0, np.random.default_rng(0)))
+    assert len(pieces) == 5
+    ct_from_patient = np.linalg.inv(patient.ct.patient_from_voxel)
+    for ct, classes in pieces:
+        assert classes.shape == ct.hu.shape and classes.any()
+        first = np.rint((ct_from_patient @ ct.patient_from_voxel)[:3, 3]).astype(int)[::-1]
+        box = tuple(slice(a, a + n) for a, n in zip(first, ct.hu.shape, strict=True))
+        assert np.allclose(patient.ct.hu[box], ct.hu)
+        assert ((patient.truth.values[box] > 0) == (classes > 0)).all()
+
+
 def test_a_piece_of_a_person_keeps_the_voxels_of_its_scan(library: Path) -> None:
     drawn = [draw_scan(phantom_file(library, 0), 60.0, np.random.default_rng(seed)) for seed in range(6)]
     for ct, target in drawn:
@@ -568,7 +776,7 @@ def test_a_model_comes_back_from_disk_and_damage_is_seen(tmp_path: Path) -> None
     assert again.run == model.run
     assert again.quality == LINE
     hu = np.random.default_rng(0).uniform(-500, 800, (16, 16, 16)).astype(np.float32)
-    first, second = (sample_probabilities(hu, m, seed=0)[0] for m in (model, again))
+    first, second = (sampled(hu, m, seed=0).mean for m in (model, again))
     assert np.abs(first - second).max() < 0.01  # weights are kept in half precision
     features = torch.randn(50, FEATURES)
     assert torch.allclose(model.border(features), again.border(features), atol=0.01)
@@ -616,7 +824,7 @@ def test_an_interrupted_training_goes_on_to_the_weights_it_would_have_had(tmp_pa
     stored = load_tissues(phantom_file(library, 0))
     case = hip_case(stored, draw_subject(1, 0), "cut", np.random.default_rng(1))
     assert case.ct.hu.shape == case.truth.values.shape
-    with pytest.raises(ConfigurationError, match=r"phantoms of seed 1, voxels of 1\.5 mm, version 2, expected 2"):
+    with pytest.raises(ConfigurationError, match=r"phantoms of seed 1, voxels of 1\.5 mm, version 3, expected 2"):
         make_library(replace(RUN, phantoms=PairsConfiguration(1, 2)), library, None, lambda n: None)
     with pytest.raises(ConfigurationError, match="--atlas"):
         make_library(replace(RUN, atlas=AtlasConfiguration(1, share=0.5)), library, None, lambda n: None)
@@ -697,7 +905,9 @@ def test_patients_are_learned_from_or_held_out_and_the_card_says_so(
         finish(run, tmp_path, library, {}, lambda n: None)
     network = build_network(run)
     network.load_state_dict(torch.load(tmp_path / "network.pt", weights_only=True))
-    save_model(SegmentationModel(run, network, build_border(), LINE, learned_from(run)), {}, tmp_path / "model")
+    save_model(
+        SegmentationModel(run, network, build_border(), LINE, learned_from=learned_from(run)), {}, tmp_path / "model"
+    )
     model = load_model(tmp_path / "model")
     missed: list[str] = []
     compared = held_out_cts(model, lambda n: None, missed.append)
@@ -714,12 +924,14 @@ def test_patients_are_learned_from_or_held_out_and_the_card_says_so(
     assert len(missed) == len(parts["test"]) and "left out: case c" in missed[0]
 
     begun = replace(RUN, start=str(tmp_path / "model"), split=SplitConfiguration(0.0, 0.0))
-    weights = begun_with(begun, tmp_path / "model")
+    network = build_network(begun)
+    begin_with(begun, tmp_path / "model", network, None)
+    weights = network.state_dict()
     assert all(torch.equal(tensor.half(), weights[n].half()) for n, tensor in model.network.state_dict().items())
     assert learned_from(begun) == model.learned_from  # what was learned before is not forgotten
     other = replace(begun, network=replace(RUN.network, widths=(8, 16)))
     with pytest.raises(ConfigurationError, match="they must be the same"):
-        begun_with(other, tmp_path / "model")
+        begin_with(other, tmp_path / "model", build_network(other), None)
 
 
 @pytest.mark.parametrize(
@@ -759,13 +971,13 @@ def test_the_card_and_the_figures_say_what_was_measured_and_on_what(tmp_path: Pa
     half = LabelMap(np.where(np.arange(8).reshape(2, 2, 2) < 4, 2, 0).astype(np.uint16), {2: "left_femur"}, np.eye(4))
     real = compare(Segmentation(labels, found), half)
     assert real == {"left_femur": {"dice": pytest.approx(2 / 3), "predicted_dice": 0.81}}
-    hips = [Case(1, "metal", "left_femur", 50.0, dice, 1 - dice, dice + 0.01) for dice in (0.98, 0.7, 0.95)]
+    hips = [Case(1, "metal", "left_femur", 50.0, 51.0, dice, 1 - dice, dice + 0.01) for dice in (0.98, 0.7, 0.95)]
     summary = replace(summarise([replace(hips[0], spoil="pelvis")], hips), real_ct=real)
     write_card(model, summary, tmp_path)
     card = (tmp_path / "MODEL_CARD.md").read_text(encoding="utf-8")
     assert "Learned from simulated CT" in card.split("## What it is")[0]
-    assert "| left_femur | 0.980 | 0.980 | 1 |" in card and "| metal | 0.877 |" in card
-    assert "1 of 3 structures under Dice 0.9, AUROC 1.000" in card
+    assert "| left_femur | 0.980 | 0.980 | 2.0 % | 1 |" in card and "| metal | 0.877 |" in card
+    assert "bones of single hips in all scans: 1 of 3 under Dice 0.9, AUROC 1.000" in card
     assert "CC BY 4.0" in card and "25 % of the cubes come from real anatomy: 2 drawings" in card
     assert "| left_femur | 0.667 | 0.810 |" in card
     write_card(replace(model, run=RUN), replace(summary, real_ct={}), tmp_path)
@@ -824,11 +1036,13 @@ def test_a_label_map_of_the_network_goes_under_the_names_of_the_project(tissues:
 
 
 def test_the_card_of_the_shipped_model_says_what_was_measured(tmp_path: Path) -> None:
-    figures = json.loads((SHIPPED_BONES / "evaluation" / "figures.json").read_text(encoding="utf-8"))
-    write_card(
-        load_model(SHIPPED_BONES), Summary(**{**figures, "warning": WarningFigures(**figures.pop("warning"))}), tmp_path
+    figures = json.loads((SHIPPED_SEGMENTATION / "evaluation" / "figures.json").read_text(encoding="utf-8"))
+    for name in ("warning", "muscle_warning"):
+        figures[name] = WarningFigures(**figures[name])
+    write_card(load_model(SHIPPED_SEGMENTATION), Summary(**figures), tmp_path)
+    card, written = (
+        (folder / "MODEL_CARD.md").read_text(encoding="utf-8") for folder in (SHIPPED_SEGMENTATION, tmp_path)
     )
-    card, written = ((folder / "MODEL_CARD.md").read_text(encoding="utf-8") for folder in (SHIPPED_BONES, tmp_path))
     assert card == written
 
 
@@ -838,7 +1052,7 @@ def test_the_shipped_model_finds_the_bones_of_a_hip_that_it_has_not_seen(phantom
     spacing_mm = (0.9, 0.9, scanner.voxel_mm[0])
     box = hip_box(phantom.subject, Side.LEFT)
     scanned = labelled_ct(tissues_of(phantom), phantom.subject, box, spacing_mm, scanner, random)
-    found = segment(scanned.ct, load_model(SHIPPED_BONES))
+    found = segment(scanned.ct, load_model(SHIPPED_SEGMENTATION))
     for value, name in ((2, "left_femur"), (4, "left_hip")):
         assert dice_coefficient(found.labels.values == value, scanned.truth.values == value) > 0.96, name
         assert not found.figures[name].is_doubtful

@@ -26,6 +26,8 @@ from training.anatomy.ct import METAL_HU, CtVolume, read_ct
 from training.anatomy.femur import FemurLandmarks
 from training.anatomy.labels import LabelMap, label_map, on_grid, read_labels
 from training.anatomy.landmarks import LandmarksNotFound, find_landmarks
+from training.anatomy.lean import MUSCLE_HU, muscle_masses
+from training.anatomy.muscles import NAMES as MUSCLES
 from training.anatomy.phantom import NAMES
 from training.anatomy.volume import Structure
 from training.calibration.line import Calibration, mineral_mg_cm3
@@ -42,16 +44,16 @@ from training.hospital.table import Case
 from training.projection.geometry import ConeBeam
 from training.registration.anatomy import Bones, prepare
 from training.registration.register import register
-from training.segmentation.model import SHIPPED_BONES, SegmentationModel, load_model
-from training.segmentation.predict import Segmentation, StructureFigures, segment
+from training.segmentation.model import SHIPPED_SEGMENTATION, SegmentationModel, load_model
+from training.segmentation.predict import Segmentation, segment
+from training.segmentation.sampling import StructureFigures
 
 MOST_METAL_ML = 0.1
 """Of voxels at or above `METAL_HU` in and around a femur: more is an implant, whose streaks spoil the mineral."""
 AROUND_VOXELS = 2
 RIM_MM = 2.0
-MUSCLE_HU = 50.0
 """A scanner's blur and voxels that are partly bone carry a femur's mineral over the border of its mask, by a tenth of the whole at
-2 mm: within `RIM_MM` of the mask what is denser than muscle (ICRU-44: about 50 HU) is counted as mineral. Own choice."""
+2 mm: within `RIM_MM` of the mask what is denser than muscle (`MUSCLE_HU`) is counted as mineral. Own choice."""
 LEAST_SEEN = 0.98
 """Share of the total hip that must lie within the exposed radiograph."""
 PLAUSIBLE_CM3 = (40.0, 700.0)
@@ -107,7 +109,7 @@ class Tools:
     """What differs between a hospital's run and a test."""
 
     register: Register
-    segment: Segment = SegmentByModel(SHIPPED_BONES)
+    segment: Segment = SegmentByModel(SHIPPED_SEGMENTATION)
     """For cases without a label map."""
 
 
@@ -266,12 +268,13 @@ def _label(case: Case, ct: CtVolume, tools: Tools, report: Report) -> LabelMap:
     uncertain = [
         f"{name} {figure.predicted_dice:.2f}"
         for name, figure in figures.items()
-        if figure.volume_cm3 and figure.is_doubtful
+        if figure.volume_cm3 and figure.is_doubtful and name not in MUSCLES
     ]
     if uncertain:
         doubts.append(f"outlines are uncertain, predicted Dice {', '.join(uncertain)}")
     predicted = {name: round(figure.predicted_dice, 3) for name, figure in figures.items()}
     report.note("segmentation", {"source": source, "volumes_cm3": shown, "predicted_dice": predicted}, doubts)
+    report.note("muscles", {name: asdict(mass) for name, mass in muscle_masses(ct, labels).items()})
     return labels
 
 

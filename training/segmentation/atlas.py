@@ -4,6 +4,8 @@ A label map says what is bone, not how its mineral lies: cortex and spongiosa ar
 """
 
 import json
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -32,14 +34,28 @@ AIR, FAT, FILLER, CARTILAGE = (
 CORTICAL_G_CM3 = 1.05
 
 
-def atlas_tissues(folder: Path, seed: int) -> Tissues:
-    """Read `vhf_hip_labels.nii.gz` with its names, and draw the mineral of its bones.
+@dataclass(frozen=True)
+class AtlasMap:
+    """The label map, with the middle between its hip joints as the patient frame's origin."""
 
-    Cortex of 0.8 to 4 mm that varies along the bone, thicker in the femoral shafts, and spongiosa of 0.05 to 0.35 g/cm3: own
-    choice.
+    values: NDArray[np.uint8]
+    """(z, y, x)."""
+    numbers: Mapping[str, int]
+    """Name to value."""
+    patient_from_voxel: NDArray[np.float64]
+    """4 x 4."""
+
+    @property
+    def is_filler(self) -> NDArray[np.bool_]:
+        """(z, y, x) where the map says soft tissue and not which."""
+        return np.asarray(self.values == self.numbers[FILLER], np.bool_)
+
+
+def read_map(folder: Path) -> AtlasMap:
+    """Read `vhf_hip_labels.nii.gz` with its names.
 
     Raises:
-        UnusableLabels: no such file, or one of the bones has no name in it.
+        UnusableLabels: no such file, or one of the bones or tissues has no name in it.
     """
     file = folder / FILE
     if not file.is_file():
@@ -51,8 +67,26 @@ def atlas_tissues(folder: Path, seed: int) -> Tissues:
     missing = [name for name in (*BONES, AIR, FAT, FILLER, CARTILAGE) if name not in numbers]
     if missing:
         raise UnusableLabels(f"{file} names no {missing[0]}; expected the bones and tissues of the Visible Human map")
-    joints = np.argwhere(values == numbers[CARTILAGE]).mean(axis=0)[::-1]
-    place[:3, 3] -= (place @ [*joints, 1])[:3]
+    joints = np.argwhere(values == numbers[CARTILAGE])[:, ::-1]
+    of_one = (
+        joints[:, 0] < (joints[:, 0].min() + joints[:, 0].max()) / 2
+    )  # one joint has twice the cartilage of the other
+    middle = (joints[of_one].mean(axis=0) + joints[~of_one].mean(axis=0)) / 2
+    place[:3, 3] -= (place @ [*middle, 1])[:3]
+    return AtlasMap(values, numbers, place)
+
+
+def atlas_tissues(folder: Path, seed: int) -> Tissues:
+    """Read the label map, and draw the mineral of its bones.
+
+    Cortex of 0.8 to 4 mm that varies along the bone, thicker in the femoral shafts, and spongiosa of 0.05 to 0.35 g/cm3: own
+    choice.
+
+    Raises:
+        UnusableLabels: see `read_map`.
+    """
+    atlas = read_map(folder)
+    values, numbers, place = atlas.values, atlas.numbers, atlas.patient_from_voxel
     random = np.random.default_rng(seed)
     shape, matrix = phantom_grid()
     shares = np.zeros((len(Tissue), *shape), np.float32)
@@ -67,7 +101,7 @@ def atlas_tissues(folder: Path, seed: int) -> Tissues:
         mineral, filled = _drawn_bone(mask[box], spacing_mm, channel is Tissue.FEMUR, random)
         add_structure(shares[channel], filled, place @ corner, matrix)
         add_structure(shares[Tissue.MINERAL], mineral, place @ corner, matrix)
-    fat = np.isin(values, [numbers[FAT]]).astype(np.float32) + random.uniform(0.1, 0.6) * (values == numbers[FILLER])
+    fat = np.isin(values, [numbers[FAT]]).astype(np.float32) + random.uniform(0.1, 0.6) * (atlas.is_filler)
     body = (values != numbers[AIR]).astype(np.float32)
     add_structure(shares[Tissue.MUSCLE], np.float32(1.05) * np.asarray(body - fat, np.float32), place, matrix)
     add_structure(shares[Tissue.ADIPOSE], np.float32(0.95) * np.asarray(fat, np.float32), place, matrix)

@@ -8,7 +8,6 @@ of profiles, and all numbers here, are own choices.
 """
 
 from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
 import torch
@@ -17,7 +16,7 @@ from scipy import ndimage
 from torch import Tensor, nn
 
 from training.anatomy.ct import CtVolume
-from training.segmentation.grid import interpolated
+from training.segmentation.grid import box_around, interpolated, moved
 
 REACH_MM = 3.0
 """So far from the border that the U-Net drew, on both sides, voxels are decided anew."""
@@ -63,7 +62,7 @@ def profiles(
     inward = [np.asarray(slope, np.float32) for slope in np.gradient(depth_mm)]
     grid_from_ct = np.asarray(np.linalg.inv(patient_from_grid) @ ct.patient_from_voxel, np.float64)
     ct_from_grid = np.asarray(np.linalg.inv(grid_from_ct), np.float64)
-    low, high = _box(inside, ct_from_grid, ct.hu.shape, REACH_MM / voxel_mm + 2)
+    low, high = box_around(inside, ct_from_grid, ct.hu.shape, REACH_MM / voxel_mm + 2)
     shift = np.eye(4)
     shift[:3, 3] = low[::-1]
     near = interpolated(depth_mm, grid_from_ct @ shift, tuple(high - low), -np.inf)
@@ -72,13 +71,13 @@ def profiles(
     across_slices = (ct.patient_from_voxel[:3, 2][::-1] / spacing_mm[0]).astype(np.float32)
     for start in range(0, len(voxels), _CHUNK):
         index = voxels[start : start + _CHUNK]
-        points = _moved(index, grid_from_ct)
+        points = moved(index, grid_from_ct)
         normal = np.stack([_read(slope, points) for slope in inward], axis=1)
         normal /= np.linalg.norm(normal, axis=1, keepdims=True) + 1e-6
         columns: list[NDArray[np.float32]] = []
         for step_mm in STEPS_MM:
             places = points + normal * np.float32(step_mm / voxel_mm)
-            hu = _read(ct.hu, _moved(places, ct_from_grid))
+            hu = _read(ct.hu, moved(places, ct_from_grid))
             columns += [np.clip(hu, _LOW_HU, _HIGH_HU) / _SCALE_HU, _read(own, places), _read(other, places)]
         columns += [_read(depth_mm, points) / _SCALE_MM, np.abs(normal @ across_slices)]
         columns += [np.full(len(index), spacing_mm[axis], np.float32) for axis in (0, 1)]
@@ -104,23 +103,6 @@ def sharpened(
         for index, features in profiles(ct, inside, own, other, patient_from_grid):
             probability[tuple(index.T)] = border(features.to(device))[:, 0].sigmoid().cpu().numpy()
     return probability
-
-
-def _box(
-    inside: NDArray[np.bool_], ct_from_grid: NDArray[np.float64], shape: tuple[int, ...], margin: float
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """First and last + 1 voxels (z, y, x) of the CT that hold everything within a margin, in voxels of the grid."""
-    part = ndimage.find_objects(inside.astype(np.uint8))[0]
-    edges = np.array([[side.start - margin, side.stop - 1 + margin] for side in part])
-    corners = np.array([edges[[0, 1, 2], chosen] for chosen in np.ndindex(2, 2, 2)])
-    found = _moved(corners, ct_from_grid)
-    low = np.clip(np.floor(found.min(axis=0)).astype(np.int64), 0, shape)
-    return low, np.clip(np.ceil(found.max(axis=0)).astype(np.int64) + 1, low, shape)
-
-
-def _moved(points: NDArray[Any], matrix: NDArray[np.float64]) -> NDArray[np.float64]:
-    """(n, 3) voxel indices (z, y, x) through a matrix for (x, y, z)."""
-    return np.asarray(points @ matrix[:3, :3][::-1, ::-1].T + matrix[:3, 3][::-1])
 
 
 def _read(values: NDArray[np.float32], points: NDArray[np.float64]) -> NDArray[np.float32]:

@@ -17,11 +17,11 @@ from tqdm import tqdm
 from dicomnode.errors import ConfigurationError
 from training.anatomy.ct import read_ct, sitk
 from training.anatomy.labels import LabelMap
+from training.anatomy.lean import muscle_masses
 from training.anatomy.population import draw_subject
 from training.provenance import code_commit
 from training.segmentation.config import SegmentationRun, load_segmentation
 from training.segmentation.evaluate import (
-    FAILURE_DICE,
     Summary,
     compare,
     finish,
@@ -33,7 +33,7 @@ from training.segmentation.evaluate import (
 )
 from training.segmentation.labelled import reference_labels
 from training.segmentation.library import library_size, load_tissues, make_library, phantom_file
-from training.segmentation.model import SHIPPED_BONES, load_model
+from training.segmentation.model import SHIPPED_SEGMENTATION, load_model
 from training.segmentation.model_card import write_card
 from training.segmentation.phantom_ct import pelvis_case
 from training.segmentation.picture import draw_slices, draw_warning
@@ -70,7 +70,7 @@ def train_command(config: Config = _CONFIG, folder: Folder = _FOLDER, atlas: Atl
     train(run, library, folder, workers=workers)
     with tqdm(total=run.border.scans, desc="borders", unit="scan") as progress:
         train_border(run, library, folder, progress.update)
-    console.print(f"trained   {folder / 'network.pt'}, {folder / 'border.pt'}")
+    console.print(f"trained   {', '.join(str(file) for file in sorted(folder.glob('*.pt')))}")
 
 
 @app.command()
@@ -101,7 +101,9 @@ def evaluate(
         summary = replace(summary, real_ct=compare(segment(real[0], model), real[1]))
     write_summary(summary, pelves + hips, output)
     write_card(model, summary, folder / "model")
-    draw_warning(hips, run.inference.least_dice, output / "warning.png")
+    draw_warning([case for case in hips if not case.is_muscle], run.inference.least_dice, output / "warning.png")
+    if run.muscles is not None:
+        draw_warning([case for case in hips if case.is_muscle], run.muscles.least_dice, output / "warning_muscles.png")
     index = int(split.test[0])
     scanned = pelvis_case(
         load_tissues(phantom_file(library, index)), draw_subject(run.phantoms.seed, index), np.random.default_rng(0)
@@ -116,7 +118,7 @@ def predict(
     ct: Annotated[Path, typer.Argument(help="NIfTI file, or folder with one DICOM CT series.", metavar="CT")],
     model: Annotated[
         Path, typer.Option("--model", "-m", help="Folder of a segmentation model.", show_default="the shipped one")
-    ] = SHIPPED_BONES,
+    ] = SHIPPED_SEGMENTATION,
     output: Annotated[Path, typer.Option("--output", "-o", help="NIfTI file to write; names go beside it.")] = Path(
         "labels.nii.gz"
     ),
@@ -124,11 +126,12 @@ def predict(
     reference: Reference = None,
     seed: Annotated[int, typer.Option(help="Seed of the dropout.")] = 0,
 ) -> None:
-    """Label femora, hip bones and sacrum in a CT, with predicted Dice; says which structures a person must look at."""
+    """Label femora, hip bones, sacrum and the hips' muscles in a CT; says which structures a person must look at."""
     volume, loaded = read_ct(ct), load_model(model)
     found = segment(volume, loaded, seed, progress=True)
     truth = None if reference is None else reference_labels(reference, volume)
     compared = {} if truth is None else compare(found, truth)
+    masses = muscle_masses(volume, found.labels)
     write_labels(found.labels, output)
     figures = {
         name: {
@@ -136,6 +139,8 @@ def predict(
             "uncertainty": figure.uncertainty,
             "predicted_dice": figure.predicted_dice,
             "is_doubtful": figure.is_doubtful,
+            "lean_g": masses[name].lean_g if name in masses else None,
+            "is_cut": masses[name].is_cut if name in masses else None,
             "dice": compared.get(name, {}).get("dice"),
         }
         for name, figure in found.figures.items()
@@ -143,15 +148,18 @@ def predict(
     figures_file = output.with_name(output.name.replace(".nii.gz", ".figures.json"))
     figures_file.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
     table = Table(title=f"Learned from {' and '.join(loaded.learned_from)}", box=SIMPLE_HEAD)
-    for heading in ("structure", "volume cm3", "uncertainty", "predicted Dice", "Dice to reference", ""):
+    for heading in ("structure", "volume cm3", "lean g", "uncertainty", "predicted Dice", "Dice to reference", ""):
         table.add_column(heading, justify="left" if heading in ("structure", "") else "right")
     for name, row in figures.items():
         dice = "" if row["dice"] is None else f"{row['dice']:.3f}"
+        mass = masses.get(name)
+        lean = "" if mass is None else f"{mass.lean_g:.0f}{' +' * mass.is_cut}"
         doubt = "[yellow]look at it[/]" if row["is_doubtful"] else ""
-        table.add_row(
-            name, f"{row['volume_cm3']:.1f}", f"{row['uncertainty']:.4f}", f"{row['predicted_dice']:.3f}", dice, doubt
-        )
+        volume_cm3, uncertainty = f"{row['volume_cm3']:.1f}", f"{row['uncertainty']:.4f}"
+        table.add_row(name, volume_cm3, lean, uncertainty, f"{row['predicted_dice']:.3f}", dice, doubt)
     console.print(table)
+    if any(mass.is_cut for mass in masses.values()):
+        console.print("+: the muscle goes on beyond the CT; what is weighed is the part that was scanned")
     if picture is not None:
         draw_slices(volume, found.labels.values, picture, None if truth is None else truth.values)
         console.print(f"drawn     {picture}")
@@ -184,19 +192,25 @@ def _provenance(config: Path) -> dict[str, str]:
 
 def _print(summary: Summary) -> None:
     table = Table(title="Held-out phantoms, simulated CT: says nothing about patients", box=SIMPLE_HEAD)
-    for heading in ("whole pelvis", "mean Dice", "least", "n"):
+    for heading in ("whole pelvis", "mean Dice", "least", "volume error", "n"):
         table.add_column(heading, justify="left" if heading == "whole pelvis" else "right")
-    for name, row in summary.pelvis_dice.items():
-        table.add_row(name, f"{row['mean']:.3f}", f"{row['least']:.3f}", f"{row['n']:.0f}")
+    for name, row in summary.pelves.items():
+        error = f"{100 * row['volume_error']:.1f} %"
+        table.add_row(name, f"{row['mean']:.3f}", f"{row['least']:.3f}", error, f"{row['n']:.0f}")
     console.print(table)
     for name, figures in summary.real_ct.items():
         console.print(
             f"real CT, {name}: Dice {figures['dice']:.3f} to its label map, predicted {figures['predicted_dice']:.3f}"
         )
-    console.print("single hips, mean Dice: " + ", ".join(f"{k} {v:.3f}" for k, v in summary.hip_dice.items()))
-    warning = summary.warning
-    area = "none" if warning.auroc is None else f"{warning.auroc:.3f}"
-    console.print(
-        f"uncertainty: {warning.failures} of {warning.n} structures under Dice {FAILURE_DICE}, AUROC {area};"
-        f" predicted Dice: r {warning.pearson_r:.3f}, mean error {warning.mean_absolute_error:.3f}"
-    )
+    for what, dice, warning in (
+        ("bones", summary.hip_dice, summary.warning),
+        ("muscles", summary.muscle_dice, summary.muscle_warning),
+    ):
+        if warning is None:
+            continue
+        area = "none" if warning.auroc is None else f"{warning.auroc:.3f}"
+        console.print(f"single hips, mean Dice of {what}: " + ", ".join(f"{k} {v:.3f}" for k, v in dice.items()))
+        console.print(
+            f"uncertainty: {warning.failures} of {warning.n} under Dice {warning.failure_dice:g}, AUROC {area};"
+            f" predicted Dice: r {warning.pearson_r:.3f}, mean error {warning.mean_absolute_error:.3f}"
+        )

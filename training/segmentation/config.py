@@ -63,6 +63,20 @@ class BorderConfiguration:
 
 
 @dataclass(frozen=True)
+class MusclesConfiguration:
+    """The U-Net of the muscles, on coarser voxels; it sees the CT and the bones that were found in it."""
+
+    voxel_mm: float
+    patch: int
+    """As `UNetConfiguration.patch`."""
+    atlas_share: float
+    """Of the examples: real muscles of a label map (`atlas.count` drawings); the others are phantoms'."""
+    least_dice: float
+    """As `InferenceConfiguration.least_dice`: what phantoms' muscles have for borders is less certain than bone."""
+    network: NetworkConfiguration
+
+
+@dataclass(frozen=True)
 class InferenceConfiguration:
     """How a CT is segmented."""
 
@@ -89,6 +103,8 @@ class SegmentationRun:
     border: BorderConfiguration
     inference: InferenceConfiguration
     atlas: AtlasConfiguration = AtlasConfiguration()
+    muscles: MusclesConfiguration | None = None
+    """None: bones only."""
     hospital: HospitalConfiguration | None = None
     start: str | None = None
     """Folder of a model whose weights the network begins with; None: random ones."""
@@ -102,7 +118,6 @@ def load_segmentation(path: Path) -> SegmentationRun:
         ConfigurationError: unreadable, a key is missing or unknown, or a value is out of range; the message names its place.
     """
     run: SegmentationRun = read_frozen(path, SegmentationRun)
-    stride = 2 ** (len(run.network.widths) - 1)
     check_network(f"{path}: network", run.network)
     check_engine(f"{path}: engine", run.engine)
     check_values(
@@ -127,11 +142,7 @@ def load_segmentation(path: Path) -> SegmentationRun:
         (len(run.network.widths) > 1, "network.widths", "two levels or more"),
         (run.unet.voxel_mm > 0, "unet.voxel_mm", "more than 0"),
         (0 <= run.unet.dropout < 1, "unet.dropout", "from 0 to below 1"),
-        (
-            run.unet.patch > 0 and run.unet.patch % stride == 0,
-            "unet.patch",
-            f"a multiple of {stride}, which is what the network's levels divide by",
-        ),
+        _whole_levels("unet.patch", run.unet.patch, run.network),
         (
             run.border.scans > 0 and run.border.steps > 0 and run.border.learning_rate > 0,
             "border",
@@ -141,4 +152,25 @@ def load_segmentation(path: Path) -> SegmentationRun:
         (0 <= run.inference.overlap < 1, "inference.overlap", "from 0 to below 1"),
         (0 < run.inference.least_dice < 1, "inference.least_dice", "between 0 and 1"),
     )
+    if run.muscles is not None:
+        check_network(f"{path}: muscles.network", run.muscles.network)
+        check_values(
+            path,
+            (len(run.muscles.network.widths) > 1, "muscles.network.widths", "two levels or more"),
+            (run.muscles.voxel_mm > 0, "muscles.voxel_mm", "more than 0"),
+            _whole_levels("muscles.patch", run.muscles.patch, run.muscles.network),
+            (0 <= run.muscles.atlas_share < 1, "muscles.atlas_share", "from 0 to below 1"),
+            (
+                run.atlas.count > 0 or run.muscles.atlas_share == 0,
+                "atlas.count",
+                "at least 1 where muscles.atlas_share is not 0",
+            ),
+            (0 < run.muscles.least_dice < 1, "muscles.least_dice", "between 0 and 1"),
+        )
     return run
+
+
+def _whole_levels(place: str, patch: int, network: NetworkConfiguration) -> tuple[bool, str, str]:
+    stride = 2 ** (len(network.widths) - 1)
+    expected = f"a multiple of {stride}, which is what the network's levels divide by"
+    return patch > 0 and patch % stride == 0, place, expected

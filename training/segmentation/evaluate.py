@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 import numpy as np
@@ -15,15 +16,16 @@ from training.segmentation.border import build_border
 from training.segmentation.config import SegmentationRun
 from training.segmentation.labelled import read_cases
 from training.segmentation.library import load_tissues, phantom_file
-from training.segmentation.model import SegmentationModel, load_model, save_model
+from training.segmentation.model import MuscleModel, SegmentationModel, load_model, save_model
 from training.segmentation.phantom_ct import SPOILS, LabelledCt, hip_case, pelvis_case
 from training.segmentation.predict import Segmentation, segment
 from training.segmentation.quality import QualityLine, auroc, dice_coefficient, fit_quality
-from training.segmentation.structures import NAMES
-from training.segmentation.train import trained, trained_network
+from training.segmentation.structures import MUSCLE_NAMES
+from training.segmentation.train import trained, trained_muscles, trained_network
 from training.split import split_subjects
 
-FAILURE_DICE = 0.9
+FAILURE_DICE, MUSCLE_FAILURE_DICE = 0.9, 0.8
+"""Below these a bone's, and a muscle's, outline has failed."""
 LEAST_TRUTH_CM3 = 5.0
 """Smaller pieces of a structure in the field are not judged."""
 
@@ -36,14 +38,23 @@ class Case:
     spoil: str
     structure: str
     truth_cm3: float
+    found_cm3: float
     dice: float
     uncertainty: float
     predicted_dice: float
+
+    @property
+    def is_muscle(self) -> bool:
+        """Of the muscles' network."""
+        return self.structure in MUSCLE_NAMES.values()
 
 
 @dataclass(frozen=True)
 class WarningFigures:
     """How uncertainty, and the Dice predicted from it, stand to the true Dice."""
+
+    failure_dice: float
+    """Below it an outline has failed."""
 
     n: int
     failures: int
@@ -56,12 +67,17 @@ class WarningFigures:
 class Summary:
     """All figures of an evaluation; of phantoms, unless it says otherwise."""
 
-    pelvis_dice: dict[str, dict[str, float]]
-    """Structure to mean, least and n, whole pelves as they come."""
+    pelves: dict[str, dict[str, float]]
+    """Structure to mean and least Dice, mean absolute error of its volume as a share, and n: whole pelves as they come; muscles
+    too where the model knows them."""
     hip_dice: dict[str, float]
-    """Spoil to mean Dice, single hips."""
+    """Spoil to mean Dice of the bones, single hips."""
     warning: WarningFigures
-    """Single hips, all spoils together."""
+    """Bones of single hips, all spoils together."""
+    muscle_dice: dict[str, float] = field(default_factory=dict)
+    """As `hip_dice`, of the muscles."""
+    muscle_warning: WarningFigures | None = None
+    """As `warning`, of the muscles; None where the model knows none."""
     real_ct: dict[str, dict[str, float]] = field(default_factory=dict)
     """Structure to "dice" and "predicted_dice" on a CT of a patient, against a label map from elsewhere; empty without one."""
     held_out_cts: dict[str, dict[str, dict[str, float]]] = field(default_factory=dict)
@@ -83,15 +99,22 @@ def finish(
             " needs one at least"
         )
     network, border = trained_network(run, folder), trained(build_border(), folder / "border.pt")
-    learned = learned_from(run)
-    bare = SegmentationModel(run, network, border, QualityLine((0.0,), (1.0,)), learned)
+    flat = QualityLine((0.0,), (1.0,))
+    muscles = None if run.muscles is None else MuscleModel(run.muscles, trained_muscles(run, run.muscles, folder), flat)
+    bare = SegmentationModel(run, network, border, flat, muscles, learned_from(run))
     save_model(bare, provenance, folder / "model")
     model = load_model(folder / "model")  # float16 weights, as they will be used
     cases = hip_cases(model, library, subjects, run.seed + 1, done)
-    quality = fit_quality([case.uncertainty for case in cases], [case.dice for case in cases])
-    finished = replace(model, quality=quality)
+    finished = replace(model, quality=_quality([case for case in cases if not case.is_muscle]))
+    if model.muscles is not None:
+        of_muscles = _quality([case for case in cases if case.is_muscle])
+        finished = replace(finished, muscles=replace(model.muscles, quality=of_muscles))
     save_model(finished, provenance, folder / "model")
     return finished
+
+
+def _quality(cases: list[Case]) -> QualityLine:
+    return fit_quality([case.uncertainty for case in cases], [case.dice for case in cases])
 
 
 def learned_from(run: SegmentationRun) -> tuple[str, ...]:
@@ -137,34 +160,47 @@ def judge(scanned: LabelledCt, found: Segmentation, subject: int, spoil: str) ->
     """Compare each structure that is in the field with the truth."""
     voxel_cm3 = abs(float(np.linalg.det(scanned.ct.patient_from_voxel[:3, :3]))) / 1000
     cases = []
-    for value, name in NAMES.items():
-        truth = scanned.truth.values == value
+    for value, name in scanned.truth.names.items():
+        truth, figures = scanned.truth.values == value, found.figures.get(name)
         volume = float(truth.sum()) * voxel_cm3
-        if volume >= LEAST_TRUTH_CM3:
-            figures = found.figures[name]
+        if figures is not None and volume >= LEAST_TRUTH_CM3:
             dice = dice_coefficient(truth, found.labels.values == value)
-            cases.append(Case(subject, spoil, name, volume, dice, figures.uncertainty, figures.predicted_dice))
+            cases.append(
+                Case(
+                    subject, spoil, name, volume, figures.volume_cm3, dice, figures.uncertainty, figures.predicted_dice
+                )
+            )
     return cases
 
 
 def summarise(pelves: list[Case], hips: list[Case]) -> Summary:
     """Gather the figures."""
+    bones, muscles = ([case for case in hips if case.is_muscle is is_muscle] for is_muscle in (False, True))
     return Summary(
-        pelvis_dice={
-            name: {"mean": float(np.mean(values)), "least": float(np.min(values)), "n": len(values)}
-            for name, values in _grouped(pelves, lambda case: case.structure).items()
-        },
-        hip_dice={spoil: float(np.mean(values)) for spoil, values in _grouped(hips, lambda case: case.spoil).items()},
-        warning=warning_of(hips),
+        pelves={name: _of_pelves(cases) for name, cases in _grouped(pelves, lambda case: case.structure).items()},
+        hip_dice=_by_spoil(bones),
+        warning=warning_of(bones, FAILURE_DICE),
+        muscle_dice=_by_spoil(muscles),
+        muscle_warning=warning_of(muscles, MUSCLE_FAILURE_DICE) if muscles else None,
     )
 
 
-def warning_of(cases: list[Case]) -> WarningFigures:
-    """AUROC of the uncertainty for Dice below `FAILURE_DICE`; agreement of predicted and true Dice."""
+def _of_pelves(cases: list[Case]) -> dict[str, float]:
+    dice, errors = zip(*((case.dice, abs(case.found_cm3 / case.truth_cm3 - 1)) for case in cases), strict=True)
+    return {"mean": mean(dice), "least": min(dice), "volume_error": mean(errors), "n": len(cases)}
+
+
+def _by_spoil(cases: list[Case]) -> dict[str, float]:
+    return {spoil: mean(case.dice for case in own) for spoil, own in _grouped(cases, lambda case: case.spoil).items()}
+
+
+def warning_of(cases: list[Case], failure_dice: float) -> WarningFigures:
+    """AUROC of the uncertainty for failed outlines; agreement of predicted and true Dice."""
     dice = np.array([case.dice for case in cases])
     predicted = np.array([case.predicted_dice for case in cases])
-    failed = dice < FAILURE_DICE
+    failed = dice < failure_dice
     return WarningFigures(
+        failure_dice=failure_dice,
         n=len(cases),
         failures=int(failed.sum()),
         auroc=auroc([case.uncertainty for case in cases], failed.tolist()),
@@ -173,10 +209,10 @@ def warning_of(cases: list[Case]) -> WarningFigures:
     )
 
 
-def _grouped(cases: list[Case], key: Callable[[Case], str]) -> dict[str, list[float]]:
-    groups: dict[str, list[float]] = {}
+def _grouped(cases: list[Case], key: Callable[[Case], str]) -> dict[str, list[Case]]:
+    groups: dict[str, list[Case]] = {}
     for case in cases:
-        groups.setdefault(key(case), []).append(case.dice)
+        groups.setdefault(key(case), []).append(case)
     return groups
 
 
@@ -188,6 +224,7 @@ def compare(found: Segmentation, reference: LabelMap) -> dict[str, dict[str, flo
             "predicted_dice": found.figures[name].predicted_dice,
         }
         for value, name in reference.names.items()
+        if name in found.figures
     }
 
 

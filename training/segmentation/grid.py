@@ -1,5 +1,7 @@
 """Between the voxels of a CT and the cubic ones that a network sees."""
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
@@ -40,3 +42,20 @@ def interpolated(
         inside &= (place >= -0.5 - 1e-6) & (place <= length - 0.5 + 1e-6)
     found[~inside] = outside
     return np.asarray(found, np.float32)
+
+
+def box_around(
+    inside: NDArray[np.bool_], target_from_source: NDArray[np.float64], shape: tuple[int, ...], margin: float
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """First and last + 1 voxels (z, y, x) of a target that hold a mask of the source within a margin, in the source's voxels."""
+    part = ndimage.find_objects(inside.astype(np.uint8))[0]
+    edges = np.array([[side.start - margin, side.stop - 1 + margin] for side in part])
+    corners = np.array([edges[[0, 1, 2], chosen] for chosen in np.ndindex(2, 2, 2)])
+    found = moved(corners, target_from_source)
+    low = np.clip(np.floor(found.min(axis=0)).astype(np.int64), 0, shape)
+    return low, np.clip(np.ceil(found.max(axis=0)).astype(np.int64) + 1, low, shape)
+
+
+def moved(points: NDArray[Any], matrix: NDArray[np.float64]) -> NDArray[np.float64]:
+    """(n, 3) voxel indices (z, y, x) through a matrix for (x, y, z)."""
+    return np.asarray(points @ matrix[:3, :3][::-1, ::-1].T + matrix[:3, 3][::-1])

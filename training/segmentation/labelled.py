@@ -1,6 +1,7 @@
 """CTs of patients with label maps, a hospital's own or a public data set's: what training learns from beside phantoms."""
 
 import hashlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,18 +11,21 @@ from scipy import ndimage
 
 from dicomnode.errors import ConfigurationError
 from training.anatomy.ct import CtVolume, read_ct
-from training.anatomy.labels import LabelMap, UnusableLabels, names_beside, on_grid, read_labels
+from training.anatomy.labels import LabelMap, UnusableLabels, names_beside, on_grid, read_labels, structure_name
 from training.case_table import read_lines
 from training.segmentation.config import HospitalConfiguration
 from training.segmentation.grid import to_grid
-from training.segmentation.structures import CLASS_OF, NAMES
+from training.segmentation.structures import CLASS_OF, MUSCLE_NAMES, NAMES
 from training.segmentation.tissues import SATURATED_HU, VOXEL_MM
 from training.split import part_of
 
 AROUND_MM = 70.0
 """What is stored of a CT around its structures: about half the edge of a training cube of the committed configuration."""
 LOWEST_HU = -1024.0
-_VALUES = {name: value for value, name in NAMES.items()} | {"right_hemipelvis": 3, "left_hemipelvis": 4}
+_VALUES = {name: value for value, name in (NAMES | MUSCLE_NAMES).items()} | {
+    "right_hemipelvis": 3,
+    "left_hemipelvis": 4,
+}
 
 
 @dataclass(frozen=True)
@@ -76,13 +80,14 @@ def read_cases(configuration: HospitalConfiguration) -> dict[str, tuple[Labelled
 
 
 def reference_labels(path: Path, ct: CtVolume) -> LabelMap:
-    """A label map from elsewhere on the voxels of a CT, with the values of `structures.NAMES`.
+    """A label map from elsewhere on the voxels of a CT, with the values of `structures.NAMES` and `MUSCLE_NAMES`.
 
     Raises:
         UnusableLabels: unreadable, or none of these structures is in it.
     """
     labels = on_grid(read_labels(path, parts=True), ct)
-    theirs = {number: _VALUES[name] for number, name in labels.names.items() if name in _VALUES}
+    known = {number: _VALUES.get(name, _VALUES.get(structure_name(name))) for number, name in labels.names.items()}
+    theirs = {number: value for number, value in known.items() if value is not None}
     if not theirs:
         raise UnusableLabels(
             f"{path} has {', '.join(sorted(labels.names.values())) or 'no structure'}; expected {', '.join(NAMES.values())}"
@@ -90,7 +95,8 @@ def reference_labels(path: Path, ct: CtVolume) -> LabelMap:
     ours = np.zeros(int(labels.values.max()) + 1, np.uint16)
     for number, value in theirs.items():
         ours[number] = value
-    return LabelMap(ours[labels.values], {v: NAMES[v] for v in sorted(theirs.values())}, ct.patient_from_voxel)
+    names = NAMES | MUSCLE_NAMES
+    return LabelMap(ours[labels.values], {v: names[v] for v in sorted(theirs.values())}, ct.patient_from_voxel)
 
 
 def stored_ct(case: LabelledCase) -> NDArray[np.int16]:
@@ -104,7 +110,7 @@ def stored_ct(case: LabelledCase) -> NDArray[np.int16]:
     ct, labels = case.read()
     hu, _ = to_grid(ct, VOXEL_MM)
     shares = np.zeros((len(set(CLASS_OF.values())), *hu.shape), np.float32)
-    for value in labels.names:
+    for value in labels.names.keys() & CLASS_OF.keys():
         mask = CtVolume((labels.values == value).astype(np.float32), ct.patient_from_voxel)
         shares[CLASS_OF[value] - 1] += to_grid(mask, VOXEL_MM)[0].clip(0)
     classes = np.where(shares.max(axis=0) > 0.5, shares.argmax(axis=0) + 1, 0)
@@ -117,3 +123,36 @@ def stored_ct(case: LabelledCase) -> NDArray[np.int16]:
     )
     stored = np.stack([np.rint(hu[box].clip(LOWEST_HU, SATURATED_HU)), classes[box]])
     return np.asarray(stored, np.int16)
+
+
+def labelled_pieces(
+    configuration: HospitalConfiguration, count: int, edge_mm: float, random: np.random.Generator
+) -> Iterator[tuple[CtVolume, NDArray[np.uint8]]]:
+    """Draw pieces of the CTs that are learned from, on their own voxels, as many of each: the CT and its voxels' classes.
+
+    A piece lies around a voxel of one of the structures, and ends where the CT does.
+
+    Args:
+        edge_mm: of a piece, along each of the CT's axes.
+
+    Raises:
+        ConfigurationError: a CT or a label map that cannot be used; the message names the case.
+    """
+    cases = read_cases(configuration)["training"]
+    for number, case in enumerate(cases):
+        of_case = count * (number + 1) // len(cases) - count * number // len(cases)
+        if not of_case:
+            continue
+        ct, labels = case.read()
+        classes = np.zeros(ct.hu.shape, np.uint8)
+        for value, label in CLASS_OF.items():
+            classes[labels.values == value] = label
+        half = np.rint(edge_mm / 2 / np.linalg.norm(ct.patient_from_voxel[:3, :3], axis=0)[::-1]).astype(int)
+        for _ in range(of_case):
+            places = np.argwhere(classes == random.choice(np.unique(classes[classes > 0])))
+            middle = places[random.integers(len(places))]
+            first, last = np.maximum(middle - half, 0), np.minimum(middle + half + 1, ct.hu.shape)
+            box = tuple(slice(a, b) for a, b in zip(first, last, strict=True))
+            place = ct.patient_from_voxel.copy()
+            place[:3, 3] = (place @ [*first[::-1], 1])[:3]
+            yield CtVolume(ct.hu[box], place), classes[box]

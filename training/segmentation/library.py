@@ -17,6 +17,8 @@ from training.anatomy.population import draw_subject
 from training.segmentation.atlas import atlas_tissues
 from training.segmentation.config import AtlasConfiguration, SegmentationRun
 from training.segmentation.labelled import LabelledCase, read_cases, stored_ct
+from training.segmentation.muscles import VOXEL_MM as COARSE_VOXEL_MM
+from training.segmentation.muscles import apart, atlas_muscles, coarse_grid, phantom_muscles, with_muscles
 from training.segmentation.network import CLASSES
 from training.segmentation.scanner import (
     AIR_HU,
@@ -30,8 +32,9 @@ from training.segmentation.scanner import (
 )
 from training.segmentation.tissues import VOXEL_MM, Tissue, Tissues, packed, phantom_grid, read_at, tissues_of, unpacked
 
-TISSUES = 2
-"""Counted up where `tissues_of` or the atlas changes: people of before are not learned from. 1 had stems in the hip bone."""
+TISSUES = 3
+"""Counted up where `tissues_of` or the atlas changes: people of before are not learned from. 1 had stems in the hip bone, 2
+the label map's person 34 mm aside."""
 TURN_DEG = 12.0
 ORDINARY_SHARE = 0.5
 """Cubes as hospitals scan; the others as `draw_scanner` draws them."""
@@ -41,6 +44,10 @@ STRETCH = 0.10
 """SD of the logarithm of the size, and half of it of each axis apart."""
 TRUNK_SHARE, TRUNK_MM = 0.12, (110.0, 270.0)
 """Cubes of the trunk, by their centres above the femoral heads: vertebrae and ribs, which are none of the structures."""
+MUSCLES_MM = ((-120.0, -20.0, -130.0), (120.0, 40.0, 230.0))
+"""Lowest and highest centre (x, y, z) of a cube for the muscles: from the thigh to the trunk, whose own muscles are no classes."""
+LOST_BONE = 0.1
+"""Of each bone: chance that the network of the muscles does not get to see it, as where it was not found."""
 HIP_SHARE, HIP_MM, HIP_SD_MM = 0.5, (85.0, 10.0, -5.0), (20.0, 20.0, 50.0)
 """Cubes of one hip, where femur and hip bone must be told apart: middle and SD (x, y, z) of their centres on the left."""
 BENDS_MM = ((70.0, 5.0), (24.0, 1.6))
@@ -54,7 +61,15 @@ class Example:
     hu: NDArray[np.float32]
     """(z, y, x)."""
     target: NDArray[np.float32]
-    """(CLASSES, z, y, x) share of each class in the voxel; they add up to 1."""
+    """(classes, z, y, x) share of each class in the voxel; they add up to 1."""
+
+
+@dataclass(frozen=True)
+class MuscleExample(Example):
+    """One cube for the network of the muscles."""
+
+    bones: NDArray[np.float32]
+    """(CLASSES - 1, z, y, x) 1 where the bone is."""
 
 
 def phantom_file(folder: Path, index: int) -> Path:
@@ -65,6 +80,11 @@ def phantom_file(folder: Path, index: int) -> Path:
 def atlas_file(folder: Path, number: int) -> Path:
     """Where one drawing of the label map's mineral lies."""
     return folder / f"atlas-{number:02d}.npy"
+
+
+def muscles_file(person: Path) -> Path:
+    """Where a stored person lies on coarser voxels, with its muscles (`training.segmentation.muscles`)."""
+    return person.with_name(f"{person.stem}-muscles.npy")
 
 
 def person_file(folder: Path, number: int) -> Path:
@@ -106,22 +126,31 @@ def make_library(run: SegmentationRun, folder: Path, atlas: Path | None, done: C
         )
     stamp.write_text(wanted)
     for index in range(run.phantoms.count):
-        if not phantom_file(folder, index).exists():
-            _store(tissues_of(make_phantom(draw_subject(run.phantoms.seed, index))), phantom_file(folder, index))
+        file, subject = phantom_file(folder, index), draw_subject(run.phantoms.seed, index)
+        if not file.exists():
+            _store(tissues_of(make_phantom(subject)), file)
+        if run.muscles is not None and not muscles_file(file).exists():
+            _save(with_muscles(load_tissues(file), phantom_muscles(subject)), muscles_file(file))
         done(1)
     for number, file in enumerate(atlas_files(folder, run.atlas)):
         if not file.exists():
-            if atlas is None:
-                raise ConfigurationError(
-                    f"the run draws on an atlas ({run.atlas.count} drawings, {run.atlas.persons} persons): give its folder as"
-                    " --atlas, or set atlas.count, atlas.persons and atlas.share to 0"
-                )
-            _store(_from_atlas(atlas, run, number), file)
+            _store(_from_atlas(_wanted(atlas, run), run, number), file)
+        if run.muscles is not None and number < run.atlas.count and not muscles_file(file).exists():
+            _save(with_muscles(load_tissues(file), atlas_muscles(_wanted(atlas, run))), muscles_file(file))
         done(1)
     for case, file in ct_files(folder, run).items():
         if not file.exists():
             _save(stored_ct(case), file)
         done(1)
+
+
+def _wanted(atlas: Path | None, run: SegmentationRun) -> Path:
+    if atlas is None:
+        raise ConfigurationError(
+            f"the run draws on an atlas ({run.atlas.count} drawings, {run.atlas.persons} persons): give its folder as"
+            " --atlas, or set atlas.count, atlas.persons and every share of the atlas to 0"
+        )
+    return atlas
 
 
 def _from_atlas(atlas: Path, run: SegmentationRun, number: int) -> Tissues:
@@ -142,12 +171,13 @@ def _save(values: NDArray[Any], file: Path) -> None:
 
 
 def load_tissues(file: Path) -> Tissues:
-    """One person, whole.
+    """One person, whole, with its muscles where they were made.
 
     Raises:
         ConfigurationError: it was not made.
     """
-    return Tissues(unpacked(_stored(file)), phantom_grid()[1])
+    muscles = np.load(muscles_file(file), mmap_mode="r")[-1].copy() if muscles_file(file).exists() else None
+    return Tissues(unpacked(_stored(file)), phantom_grid()[1], muscles)
 
 
 def _stored(file: Path) -> NDArray[Any]:
@@ -166,7 +196,8 @@ def draw_example(file: Path, patch: int, voxel_mm: float, random: np.random.Gene
     shares = _piece(file, (patch, patch, patch), spacing_mm, random)
     is_ordinary = random.random() < ORDINARY_SHARE
     scanner = ordinary_scanner(random, voxel_mm) if is_ordinary else draw_scanner(random)
-    return _cut(scan(shares, scanner, spacing_mm, random), _target(shares), random)
+    hu = scan(shares, scanner, spacing_mm, random)
+    return Example(*_cut(hu, _target(shares), _field((patch, patch, patch), random)))
 
 
 def draw_scan(file: Path, edge_mm: float, random: np.random.Generator) -> tuple[CtVolume, NDArray[np.float32]]:
@@ -208,7 +239,24 @@ def draw_ct_example(file: Path, patch: int, voxel_mm: float, random: np.random.G
     hu, *bones = read_at(np.stack([near[0] - np.float32(AIR_HU), *classes]), points)
     target = np.stack([1 - np.sum(bones, axis=0), *bones])
     hu = recorded(hu + np.float32(AIR_HU), worsening(random), spacing_mm, random)
-    return _cut(hu, target, random)
+    return Example(*_cut(hu, target, _field(shape, random)))
+
+
+def draw_muscle_example(file: Path, patch: int, voxel_mm: float, random: np.random.Generator) -> MuscleExample:
+    """Draw such a piece of a stored person with its muscles; bones displace them."""
+    shape, spacing_mm = (patch, patch, patch), (voxel_mm, voxel_mm, voxel_mm)
+    points_mm = random.uniform(*MUSCLES_MM) + _offsets_mm(shape, spacing_mm, random)
+    near, points = _near(_stored(muscles_file(file)), (points_mm - coarse_grid()[1][:3, 3]) / COARSE_VOXEL_MM)
+    read = read_at(apart(near), points)
+    shares, muscles = read[: len(Tissue)], read[len(Tissue) :]
+    muscles = muscles * (1 - shares[Tissue.FEMUR : Tissue.OTHER_BONE + 1].sum(axis=0)).clip(0, 1)
+    target = np.concatenate([1 - muscles.sum(axis=0, keepdims=True), muscles])
+    scanner = ordinary_scanner(random, voxel_mm) if random.random() < ORDINARY_SHARE else draw_scanner(random)
+    bones = (shares[Tissue.FEMUR : Tissue.SACRUM + 1] > 0.5).astype(np.float32)
+    bones[random.random(len(bones)) < LOST_BONE] = 0
+    box = _field(shape, random)
+    seen = np.stack([_outside(bone, box, 0.0) for bone in bones])
+    return MuscleExample(*_cut(scan(shares, scanner, spacing_mm, random), target, box), seen)
 
 
 def _near(stored: NDArray[Any], points: NDArray[np.float64]) -> tuple[NDArray[Any], torch.Tensor]:
@@ -221,11 +269,16 @@ def _near(stored: NDArray[Any], points: NDArray[np.float64]) -> tuple[NDArray[An
     return near, torch.from_numpy((points - first).astype(np.float32))
 
 
-def _cut(hu: NDArray[np.float32], target: NDArray[np.float32], random: np.random.Generator) -> Example:
-    """An example whose field of view may end within the cube."""
-    size = (hu.shape[0], hu.shape[1], hu.shape[2])
-    box = cut_field(size, random, chance=0.2, most=0.35)
-    return Example(_outside(hu, box, AIR_HU), np.stack([_outside(t, box, float(k == 0)) for k, t in enumerate(target)]))
+def _field(size: tuple[int, int, int], random: np.random.Generator) -> tuple[slice, slice, slice]:
+    """The field of view, which may end within the cube."""
+    return cut_field(size, random, chance=0.2, most=0.35)
+
+
+def _cut(
+    hu: NDArray[np.float32], target: NDArray[np.float32], box: tuple[slice, slice, slice]
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Hounsfield units and target, without what lies outside of a field of view."""
+    return _outside(hu, box, AIR_HU), np.stack([_outside(t, box, float(k == 0)) for k, t in enumerate(target)])
 
 
 def _outside(values: NDArray[np.float32], box: tuple[slice, slice, slice], empty: float) -> NDArray[np.float32]:

@@ -13,13 +13,23 @@ from torch import nn
 from dicomnode.errors import BundleError, ConfigurationError
 from training.config import build_frozen
 from training.segmentation.border import build_border
-from training.segmentation.config import SegmentationRun
-from training.segmentation.network import build_network
+from training.segmentation.config import MusclesConfiguration, SegmentationRun
+from training.segmentation.network import build_muscle_network, build_network
 from training.segmentation.quality import QualityLine
 
-FORMAT = 4
-SHIPPED_BONES = Path(__file__).resolve().parents[1] / "models" / "bones"
+FORMAT = 5
+SHIPPED_SEGMENTATION = Path(__file__).resolve().parents[1] / "models" / "segmentation"
 """The model that comes with the project; its card says what it can do."""
+
+
+@dataclass(frozen=True)
+class MuscleModel:
+    """What labels the muscles around bones that were found."""
+
+    run: MusclesConfiguration
+    network: nn.Module
+    """Of `training.segmentation.network.build_muscle_network`."""
+    quality: QualityLine
 
 
 @dataclass(frozen=True)
@@ -32,6 +42,8 @@ class SegmentationModel:
     border: nn.Module
     """Of `training.segmentation.border`."""
     quality: QualityLine
+    muscles: MuscleModel | None = None
+    """None where it knows bones only."""
     learned_from: tuple[str, ...] = ("simulated CT",)
     sha256: str = ""
     """Of the stored weights; empty where they were not stored yet."""
@@ -41,13 +53,15 @@ def save_model(model: SegmentationModel, provenance: dict[str, Any], folder: Pat
     """Write the model; computation is in float32 wherever it is loaded, the weights are stored as float16."""
     folder.mkdir(parents=True, exist_ok=True)
     weights = folder / "weights.safetensors"
-    state = _parts(model.network, model.border).state_dict()
+    muscles = model.muscles
+    state = _parts(model.network, model.border, None if muscles is None else muscles.network).state_dict()
     save_file({name: tensor.half().contiguous() for name, tensor in state.items()}, weights)
     document = {
         "format": FORMAT,
         "learned_from": model.learned_from,
         "run": asdict(model.run, dict_factory=_stated),
         "quality": asdict(model.quality),
+        "muscle_quality": None if muscles is None else asdict(muscles.quality),
         "provenance": provenance,
         "weights_sha256": hashlib.sha256(weights.read_bytes()).hexdigest(),
     }
@@ -84,12 +98,27 @@ def load_model(folder: Path) -> SegmentationModel:
         run: SegmentationRun = build_frozen(SegmentationRun, document["run"], str(folder))
     except ConfigurationError as error:
         raise BundleError(str(error)) from error
-    parts = _parts(build_network(run), build_border())
+    muscles = None if run.muscles is None else build_muscle_network(run, run.muscles)
+    parts = _parts(build_network(run), build_border(), muscles)
     parts.load_state_dict({k: v.float() for k, v in load_file(folder / "weights.safetensors").items()})
     parts.to("cuda" if torch.cuda.is_available() else "cpu").eval()
-    quality = QualityLine(*(tuple(document["quality"][name]) for name in ("uncertainty", "predicted_dice")))
-    return SegmentationModel(run, parts["network"], parts["border"], quality, tuple(document["learned_from"]), digest)
+    return SegmentationModel(
+        run,
+        parts["network"],
+        parts["border"],
+        _line(document["quality"]),
+        None
+        if muscles is None or run.muscles is None
+        else MuscleModel(run.muscles, muscles, _line(document["muscle_quality"])),
+        tuple(document["learned_from"]),
+        digest,
+    )
 
 
-def _parts(network: nn.Module, border: nn.Module) -> nn.ModuleDict:
-    return nn.ModuleDict({"network": network, "border": border})
+def _line(stored: dict[str, list[float]]) -> QualityLine:
+    return QualityLine(tuple(stored["uncertainty"]), tuple(stored["predicted_dice"]))
+
+
+def _parts(network: nn.Module, border: nn.Module, muscles: nn.Module | None) -> nn.ModuleDict:
+    parts = {"network": network, "border": border}
+    return nn.ModuleDict(parts if muscles is None else parts | {"muscles": muscles})

@@ -11,9 +11,11 @@ from dicomnode.domain.radiograph import Side
 from training.anatomy.ct import CtVolume
 from training.anatomy.implant import metal_fraction
 from training.anatomy.labels import LabelMap
+from training.anatomy.muscles import MOST_BONE, Muscle
 from training.anatomy.population import Subject, pelvis_rotation
+from training.segmentation.muscles import coarse_grid, likeliest
 from training.segmentation.scanner import Scanner, cut_field, draw_scanner, ordinary_scanner, scan
-from training.segmentation.structures import NAMES
+from training.segmentation.structures import FIRST_MUSCLE, MUSCLE_NAMES, NAMES
 from training.segmentation.tissues import Tissue, Tissues, label_values, read_at, streaks
 
 Box = tuple[tuple[float, float, float], tuple[float, float, float]]
@@ -59,16 +61,31 @@ def labelled_ct(
     points += torch.from_numpy(stored_from_ct[:3, 3].astype(np.float32))
     shares = read_at(tissues.shares, points)
     hu = scan(shares, scanner, (spacing_mm[2], spacing_mm[1], spacing_mm[0]), random)
-    return LabelledCt(CtVolume(hu, matrix), LabelMap(_named(label_values(shares), subject, matrix), NAMES, matrix))
+    bones = label_values(shares)
+    if tissues.muscles is None:
+        return LabelledCt(CtVolume(hu, matrix), LabelMap(_named(bones, None, subject, matrix), NAMES, matrix))
+    coarse_from_ct = np.asarray(np.linalg.inv(coarse_grid()[1]) @ matrix, np.float64)
+    muscles = likeliest(tissues.muscles, coarse_from_ct, bones.shape)
+    muscles[shares[Tissue.FEMUR : Tissue.OTHER_BONE + 1].sum(axis=0) > MOST_BONE] = 0
+    truth = _named(bones, muscles, subject, matrix)
+    return LabelledCt(CtVolume(hu, matrix), LabelMap(truth, NAMES | MUSCLE_NAMES, matrix))
 
 
-def _named(classes: NDArray[np.uint8], subject: Subject, patient_from_voxel: NDArray[np.float64]) -> NDArray[np.uint16]:
+def _named(
+    bones: NDArray[np.uint8],
+    muscles: NDArray[np.uint8] | None,
+    subject: Subject,
+    patient_from_voxel: NDArray[np.float64],
+) -> NDArray[np.uint16]:
     """Sides by the phantom's own midsagittal plane."""
     toward_left = pelvis_rotation(subject)[:, 0] @ patient_from_voxel[:3, :3]
     offset = pelvis_rotation(subject)[:, 0] @ patient_from_voxel[:3, 3]
-    z, y, x = np.ogrid[: classes.shape[0], : classes.shape[1], : classes.shape[2]]
+    z, y, x = np.ogrid[: bones.shape[0], : bones.shape[1], : bones.shape[2]]
     left = toward_left[0] * x + toward_left[1] * y + toward_left[2] * z + offset > 0
-    values = np.select([classes == 1, classes == 2, classes == 3], [1 + left, 3 + left, 5], 0)
+    values = np.select([bones == 1, bones == 2, bones == 3], [1 + left, 3 + left, 5], 0)
+    if muscles is not None:
+        sided = muscles + FIRST_MUSCLE - 1 + len(Muscle) * left
+        values = np.where((values == 0) & (muscles > 0), sided, values)
     return np.asarray(values, np.uint16)
 
 
@@ -106,7 +123,7 @@ def _metal(case: Spoilt, random: np.random.Generator) -> Spoilt:
     shares[Tissue.METAL] = np.maximum(shares[Tissue.METAL], metal)
     shares[Tissue.STREAK] = streaks(shares[Tissue.METAL], random, voxel_mm)
     scanner = replace(case.scanner, streak_hu=float(random.uniform(300, 5000)))
-    return replace(case, tissues=Tissues(shares, case.tissues.patient_from_voxel), scanner=scanner)
+    return replace(case, tissues=replace(case.tissues, shares=shares), scanner=scanner)
 
 
 def _cut(case: Spoilt, random: np.random.Generator) -> Spoilt:

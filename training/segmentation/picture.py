@@ -7,14 +7,17 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from numpy.typing import NDArray
 
 from training.anatomy.ct import CtVolume
 from training.segmentation.evaluate import Case
-from training.segmentation.structures import NAMES
+from training.segmentation.structures import FIRST_MUSCLE, MUSCLE_NAMES, NAMES
 
 WINDOW_HU = (-200.0, 700.0)
 COLOURS = {1: "#e4572e", 2: "#f3a712", 3: "#29b6c5", 4: "#4f8ef7", 5: "#c8e35a"}
+MUSCLE_COLOURS = ("#ff9da7", "#b07aa1", "#9c755f", "#76b7b2", "#59a14f", "#edc948", "#d37295")
+"""By `Muscle`, either side."""
 
 
 def draw_slices(
@@ -23,6 +26,7 @@ def draw_slices(
     """Draw axial and coronal slices through what was found: found as lines, a reference dotted in white."""
     found = np.argwhere((values > 0) | (reference > 0 if reference is not None else False))
     low, high = found.min(axis=0), found.max(axis=0)
+    shown = [int(value) for value in np.unique(values) if value]
     spacing_mm = np.linalg.norm(ct.patient_from_voxel[:3, :3], axis=0)
     # Displayed as a reader sees it: the patient's right on the left, front and head up.
     directions = np.sign(np.diag(ct.patient_from_voxel))[:3]
@@ -40,9 +44,16 @@ def draw_slices(
             upright = directions[1] > 0 if row == 0 else directions[2] < 0
             if not upright:
                 panel.invert_yaxis()
-    handles = [f"{NAMES[value]}" for value in COLOURS]
-    figure.suptitle("  ".join(handles) + ("   white: reference" if reference is not None else ""), fontsize=10)
+    marks = [Line2D([], [], color=_colour(value)) for value in shown]
+    names = [(NAMES | MUSCLE_NAMES)[value].replace("_", " ") for value in shown]
+    if reference is not None:
+        marks, names = [*marks, Line2D([], [], color="white", linestyle="dotted")], [*names, "reference"]
+    figure.legend(marks, names, loc="outside lower center", ncols=10, facecolor="#333333", labelcolor="white")
     figure.savefig(png, dpi=75)
+
+
+def _colour(value: int) -> str:
+    return COLOURS[value] if value in COLOURS else MUSCLE_COLOURS[(value - FIRST_MUSCLE) % len(MUSCLE_COLOURS)]
 
 
 def _draw(
@@ -53,7 +64,7 @@ def _draw(
         for value in np.unique(reference[reference > 0]):
             panel.contour(reference == value, levels=[0.5], colors="white", linewidths=0.8, linestyles="dotted")
     for value in np.unique(values[values > 0]):
-        panel.contour(values == value, levels=[0.5], colors=COLOURS[int(value)], linewidths=1.0)
+        panel.contour(values == value, levels=[0.5], colors=_colour(int(value)), linewidths=1.0)
     panel.set_axis_off()
 
 

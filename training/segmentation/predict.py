@@ -1,39 +1,28 @@
-"""A CT in, a label map out, with how sure the network is of each structure."""
+"""A CT in, a label map out, with how sure the networks are of each structure: first the bones, then the muscles around them."""
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-import torch
-from monai.inferers.inferer import SlidingWindowInferer
 from numpy.typing import NDArray
 from scipy import ndimage
 from torch import nn
 
 from training.anatomy.ct import CtVolume
 from training.anatomy.labels import LabelMap
-from training.engine import has_fast_bfloat16
 from training.segmentation.border import sharpened
-from training.segmentation.grid import interpolated, to_grid
-from training.segmentation.model import SegmentationModel
-from training.segmentation.network import dropout_on, network_input
-from training.segmentation.structures import CLASS_OF, NAMES, with_sides
-
-REACH_VOXELS = 2.0
-"""So far beyond a structure's voxels its probability is still its own; further away it is another piece's."""
-
-
-@dataclass(frozen=True)
-class StructureFigures:
-    """One structure of one CT."""
-
-    volume_cm3: float
-    """0 where it was not found."""
-    uncertainty: float
-    """Variance of the class's probability over the samples, summed around the structure, per expected voxel (Hiasa 2019's
-    structure-wise variance with the structure's border); 1 where it was not found."""
-    predicted_dice: float
-    is_doubtful: bool
+from training.segmentation.config import InferenceConfiguration
+from training.segmentation.grid import box_around, interpolated, to_grid
+from training.segmentation.model import MuscleModel, SegmentationModel
+from training.segmentation.network import CLASSES, muscle_input, network_input
+from training.segmentation.sampling import StructureFigures, sample_probabilities, structure_figures, surroundings
+from training.segmentation.structures import (
+    CLASS_OF,
+    MUSCLE_CLASS_OF,
+    MUSCLE_NAMES,
+    NAMES,
+    muscles_with_sides,
+    with_sides,
+)
 
 
 @dataclass(frozen=True)
@@ -46,73 +35,106 @@ class Segmentation:
 
 
 def segment(ct: CtVolume, model: SegmentationModel, seed: int = 0, progress: bool = False) -> Segmentation:
-    """Segment femora, hip bones and sacrum.
+    """Segment femora, hip bones and sacrum, and the muscles of the hip where the model knows them.
 
     Args:
         seed: of the dropout.
         progress: show a bar over the windows.
     """
-    hu, patient_from_grid = to_grid(ct, model.run.unet.voxel_mm)
-    mean, variance = sample_probabilities(hu, model, seed, progress)
-    values = with_sides(mean.argmax(axis=0).astype(np.uint8), patient_from_grid)
-    around = _surroundings(values)
-    labels = without_holes(_on_ct(mean, around, patient_from_grid, ct, model.border))
-    voxel_cm3 = abs(float(np.linalg.det(ct.patient_from_voxel[:3, :3]))) / 1000
-    counts = np.bincount(labels.ravel(), minlength=len(NAMES) + 1)
-    figures = {}
-    for value, name in NAMES.items():
-        near, label = around[value], CLASS_OF[value]
-        expected = float(mean[label][near].sum())
-        uncertainty = float(variance[label][near].sum()) / expected if counts[value] and expected else 1.0
-        dice = model.quality.dice(uncertainty) if counts[value] else 0.0
-        figures[name] = StructureFigures(
-            float(counts[value]) * voxel_cm3, uncertainty, dice, dice < model.run.inference.least_dice
+    labels, figures = _bones(ct, model, seed, progress)
+    names = NAMES
+    if model.muscles is not None:
+        muscles, of_muscles = _muscles(ct, labels, model.muscles, model.run.inference, seed, progress)
+        labels = np.where(labels > 0, labels, muscles)
+        names, figures = NAMES | MUSCLE_NAMES, figures | of_muscles
+    return Segmentation(LabelMap(labels.astype(np.uint16), names, ct.patient_from_voxel), figures)
+
+
+def _bones(
+    ct: CtVolume, model: SegmentationModel, seed: int, progress: bool
+) -> tuple[NDArray[np.uint8], dict[str, StructureFigures]]:
+    """(z, y, x) values of `NAMES` on the CT's grid, and the figures of each."""
+    unet, how = model.run.unet, model.run.inference
+    hu, patient_from_grid = to_grid(ct, unet.voxel_mm)
+    sampled = sample_probabilities(model.network, network_input(hu), unet.patch, how, seed, progress)
+    values = with_sides(sampled.mean.argmax(axis=0).astype(np.uint8), patient_from_grid)
+    around = surroundings(values, CLASS_OF)
+    labels = without_holes(_on_ct(sampled.mean, around, patient_from_grid, ct, model.border))
+    figures = {
+        name: structure_figures(
+            _volume_cm3(labels, value, ct), around[value], sampled, CLASS_OF[value], model.quality, how.least_dice
         )
-    return Segmentation(LabelMap(labels.astype(np.uint16), NAMES, ct.patient_from_voxel), figures)
+        for value, name in NAMES.items()
+    }
+    return labels, figures
 
 
-def sample_probabilities(
-    hu: NDArray[np.float32], model: SegmentationModel, seed: int, progress: bool = False
-) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Mean and variance over the samples of each class's probability, (CLASSES, z, y, x) both, by a sliding window.
+def _muscles(
+    ct: CtVolume,
+    bones: NDArray[np.uint8],
+    model: MuscleModel,
+    how: InferenceConfiguration,
+    seed: int,
+    progress: bool,
+) -> tuple[NDArray[np.uint8], dict[str, StructureFigures]]:
+    """(z, y, x) values of `MUSCLE_NAMES` on the CT's grid, 0 in bones, and the figures of each."""
+    hu, patient_from_grid = to_grid(ct, model.run.voxel_mm)
+    near_bones = _nearest(bones, ct, patient_from_grid, hu.shape)
+    seen = [np.isin(near_bones, [v for v, of in CLASS_OF.items() if of == label]) for label in range(1, CLASSES)]
+    image = muscle_input(hu, np.stack(seen).astype(np.float32))
+    sampled = sample_probabilities(model.network, image, model.run.patch, how, seed, progress)
+    named = muscles_with_sides(sampled.mean.argmax(axis=0).astype(np.uint8), near_bones, patient_from_grid)
+    around = surroundings(named, MUSCLE_CLASS_OF)
+    labels = np.where(bones == 0, _likeliest_on_ct(sampled.mean, around, patient_from_grid, ct), np.uint8(0))
+    figures = {
+        name: structure_figures(
+            _volume_cm3(labels, value, ct),
+            around[value],
+            sampled,
+            MUSCLE_CLASS_OF[value],
+            model.quality,
+            model.run.least_dice,
+        )
+        for value, name in MUSCLE_NAMES.items()
+    }
+    return labels, figures
 
-    Source: Hiasa 2019, doi:10.1109/TMI.2019.2940555 (sampling by dropout).
-    """
-    samples, patch = model.run.inference.samples, model.run.unet.patch
-    device = next(model.network.parameters()).device
-    # All samples of a window go through the network as one batch, each with its own dropout.
-    window: Any = SlidingWindowInferer(
-        (patch, patch, patch),
-        sw_batch_size=samples,
-        overlap=model.run.inference.overlap,
-        mode="gaussian",
-        padding_mode="replicate",
-        device="cpu",
-        progress=progress,
-    )
-    image = network_input(hu)[None].expand(samples, -1, -1, -1, -1).to(device)
-    devices = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices), dropout_on(model.network), torch.inference_mode():
-        torch.manual_seed(seed)
-        with torch.autocast(device.type, torch.bfloat16, enabled=has_fast_bfloat16(device)):
-            logits = window(image, model.network)
-        probabilities = logits.float().softmax(dim=1)
-    return probabilities.mean(dim=0).numpy(), probabilities.var(dim=0, correction=0).numpy()
+
+def _likeliest_on_ct(
+    mean: NDArray[np.float32],
+    around: dict[int, NDArray[np.bool_]],
+    patient_from_grid: NDArray[np.float64],
+    ct: CtVolume,
+) -> NDArray[np.uint8]:
+    """(z, y, x) the likeliest muscle, or 0 for none, on the CT's grid; each is read where it is, as CTs are large."""
+    grid_from_ct = np.asarray(np.linalg.inv(patient_from_grid) @ ct.patient_from_voxel, np.float64)
+    ct_from_grid = np.asarray(np.linalg.inv(grid_from_ct), np.float64)
+    best = interpolated(mean[0], grid_from_ct, ct.hu.shape, 1.0)
+    labels = np.zeros(ct.hu.shape, np.uint8)
+    for value, near in around.items():
+        if near.any():
+            low, high = box_around(near, ct_from_grid, ct.hu.shape, 1.0)
+            shift = np.eye(4)
+            shift[:3, 3] = low[::-1]
+            own = np.where(near, mean[MUSCLE_CLASS_OF[value]], np.float32(0))
+            probability = interpolated(own, grid_from_ct @ shift, tuple(high - low), 0.0)
+            box = tuple(slice(a, b) for a, b in zip(low, high, strict=True))
+            is_best = probability > best[box]
+            labels[box][is_best] = value
+            best[box][is_best] = probability[is_best]
+    return labels
 
 
-def _surroundings(values: NDArray[np.uint8]) -> dict[int, NDArray[np.bool_]]:
-    """Structure to its voxels and those within reach that no other structure of its class is nearer to."""
-    around: dict[int, NDArray[np.bool_]] = {}
-    for label in set(CLASS_OF.values()):
-        own = [value for value, of in CLASS_OF.items() if of == label]
-        kept = np.isin(values, own)
-        if not kept.any():
-            around |= dict.fromkeys(own, kept)
-            continue
-        distance, nearest = ndimage.distance_transform_edt(~kept, return_indices=True)
-        owner = np.where(distance <= REACH_VOXELS, values[tuple(nearest)], 0)
-        around |= {value: owner == value for value in own}
-    return around
+def _nearest(
+    bones: NDArray[np.uint8], ct: CtVolume, patient_from_grid: NDArray[np.float64], shape: tuple[int, ...]
+) -> NDArray[np.uint8]:
+    matrix = np.linalg.inv(ct.patient_from_voxel) @ patient_from_grid
+    found = ndimage.affine_transform(bones, matrix[:3, :3][::-1, ::-1], matrix[:3, 3][::-1], shape, order=0)
+    return np.asarray(found, np.uint8)
+
+
+def _volume_cm3(labels: NDArray[np.uint8], value: int, ct: CtVolume) -> float:
+    return float((labels == value).sum()) * abs(float(np.linalg.det(ct.patient_from_voxel[:3, :3]))) / 1000
 
 
 def _on_ct(

@@ -4,17 +4,27 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from training.anatomy import muscles
+
 NAMES = {1: "right_femur", 2: "left_femur", 3: "right_hip", 4: "left_hip", 5: "sacrum"}
 """Values of the label map. "hip" is the hip bone; `training.anatomy.labels.label_map` brings these under the project's names."""
 FEMUR, HIP, SACRUM = 1, 2, 3
 """Classes of the network, see `training.segmentation.tissues.label_values`."""
 CLASS_OF = {1: FEMUR, 2: FEMUR, 3: HIP, 4: HIP, 5: SACRUM}
+FIRST_MUSCLE = len(NAMES) + 1
+MUSCLE_NAMES = dict(enumerate(muscles.NAMES, start=FIRST_MUSCLE))
+"""Further values of the label map, where the model knows muscles."""
+MUSCLE_CLASS_OF = {FIRST_MUSCLE + n: muscle + 1 for n, (_, muscle) in enumerate(muscles.CHANNELS)}
+"""To the classes of their network."""
 LEAST_CM3 = 3.0
 """A smaller piece is none of the structures."""
 LEAST_BETWEEN_HIPS_MM = 85.0
 """Two hip bones' centres lie about 150 mm apart, halves of one at most half as far; own choice."""
-
-
+LEAST_SHARE = 0.1
+"""Of a muscle's largest piece: smaller ones are bowel or another muscle. A group may have several pieces in a field that ends; own
+choice."""
+ABOVE_CRESTS_MM = 10.0
+"""So far above the hip bones that were found a muscle that arises from them may still be seen; own choice."""
 LEAST_ASIDE_MM = 45.0
 """The middle of no femur lies so near to the midsagittal plane (heads: 74 mm or more in the phantoms); vertebrae do."""
 
@@ -32,10 +42,11 @@ def with_sides(classes: NDArray[np.uint8], patient_from_voxel: NDArray[np.float6
     sacrum = _largest(classes == SACRUM, voxel_cm3)
     hips = _pieces(classes == HIP, voxel_cm3)
     femora = _pieces(classes == FEMUR, voxel_cm3)
-    halving = _halving_plane(hips, patient_from_voxel)
-    if halving is not None:
-        femora &= ~_near_plane(femora, patient_from_voxel, halving)
-    plane = halving or _side_of_one(hips, femora, sacrum, patient_from_voxel)
+    plane = _halving_plane(hips, patient_from_voxel)
+    if plane is not None:
+        femora &= ~_near_plane(femora, patient_from_voxel, plane)
+    else:
+        plane = _side_of_one(hips, femora, sacrum, patient_from_voxel)
     found[sacrum] = 5
     for pieces, right in ((femora, 1), (hips, 3)):
         left_of = _left_of(pieces, patient_from_voxel, plane, by_voxel=right == 3)
@@ -44,11 +55,41 @@ def with_sides(classes: NDArray[np.uint8], patient_from_voxel: NDArray[np.float6
     return found
 
 
-def _pieces(mask: NDArray[np.bool_], voxel_cm3: float) -> NDArray[np.bool_]:
-    """Without the pieces that are too small."""
+def muscles_with_sides(
+    classes: NDArray[np.uint8], bones: NDArray[np.uint8], patient_from_voxel: NDArray[np.float64]
+) -> NDArray[np.uint8]:
+    """Name the muscles: (z, y, x) values of `MUSCLE_NAMES`, 0 elsewhere, from their classes; the bones tell the sides.
+
+    Above the iliac crests there is the iliopsoas alone.
+
+    Args:
+        bones: (z, y, x) values of `NAMES`.
+        patient_from_voxel: of a grid along the patient's axes.
+    """
+    femora, hips = np.isin(bones, (1, 2)), np.isin(bones, (3, 4))
+    if hips.any():
+        heights_mm = patient_from_voxel[2, 2] * np.arange(len(classes)) + patient_from_voxel[2, 3]
+        is_above = heights_mm > heights_mm[hips.any(axis=(1, 2))].max() + ABOVE_CRESTS_MM
+        is_psoas = classes == muscles.Muscle.ILIOPSOAS + 1
+        classes = np.where(is_above[:, None, None] & ~is_psoas, np.uint8(0), classes)
+    plane = _halving_plane(hips, patient_from_voxel)
+    if plane is None:
+        plane = _side_of_one(hips, femora, bones == 5, patient_from_voxel)
+    voxel_cm3 = float(abs(np.linalg.det(patient_from_voxel[:3, :3]))) / 1000
+    found = np.zeros_like(classes)
+    for muscle in range(1, classes.max(initial=0) + 1):
+        left_of = _left_of(classes == muscle, patient_from_voxel, plane, by_voxel=True)
+        for mask, first in (((classes == muscle) & ~left_of, 0), (left_of, len(muscles.Muscle))):
+            found[_pieces(mask, voxel_cm3, LEAST_SHARE)] = FIRST_MUSCLE + first + muscle - 1
+    return found
+
+
+def _pieces(mask: NDArray[np.bool_], voxel_cm3: float, least_share: float = 0.0) -> NDArray[np.bool_]:
+    """Without the pieces that are too small, by themselves or beside the largest one."""
     pieces, _ = ndimage.label(mask)
-    large = np.bincount(pieces.ravel()) * voxel_cm3 >= LEAST_CM3
-    large[0] = False
+    sizes = np.bincount(pieces.ravel())
+    sizes[0] = 0
+    large = sizes >= max(LEAST_CM3 / voxel_cm3, least_share * float(sizes.max()))
     return np.asarray(large[pieces], np.bool_)
 
 

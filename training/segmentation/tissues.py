@@ -75,6 +75,8 @@ class Tissues:
     """(len(Tissue), z, y, x)."""
     patient_from_voxel: NDArray[np.float64]
     """4 x 4: homogeneous voxel index (x, y, z) of a voxel's centre to patient mm (LPS)."""
+    muscles: NDArray[np.uint8] | None = None
+    """(z, y, x) `Muscle` plus 1, 0 elsewhere, on a coarser grid: `training.segmentation.muscles.coarse_grid`."""
 
 
 def packed(tissues: Tissues) -> NDArray[np.uint8]:

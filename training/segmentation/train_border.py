@@ -1,4 +1,4 @@
-"""What the border's network learns: profiles across the borders that the trained U-Net finds in pieces of people."""
+"""What the border's network learns: profiles across the borders that the trained U-Net finds in pieces of CTs."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,10 +13,12 @@ from training.anatomy.ct import CtVolume
 from training.segmentation.border import build_border, profiles
 from training.segmentation.config import SegmentationRun
 from training.segmentation.grid import to_grid
+from training.segmentation.labelled import labelled_pieces
 from training.segmentation.library import draw_scan
 from training.segmentation.model import SegmentationModel
-from training.segmentation.predict import sample_probabilities
+from training.segmentation.network import network_input
 from training.segmentation.quality import QualityLine
+from training.segmentation.sampling import sample_probabilities
 from training.segmentation.structures import CLASS_OF
 from training.segmentation.train import Examples, trained_network
 
@@ -25,8 +27,8 @@ PROFILES = 2000
 MARGIN_MM = 10.0
 """Beside the faces of a piece the U-Net sees less than where windows overlap: left out."""
 BATCH = 4096
-_STREAM = 1
-"""Keeps these drawings apart from the U-Net's, whose seed they share."""
+_STREAM, _CHOICE_STREAM = 1, 3
+"""Keep these drawings apart from the U-Nets', whose seed they share."""
 
 
 def train_border(run: SegmentationRun, library: Path, folder: Path, done: Callable[[int], object]) -> None:
@@ -44,9 +46,9 @@ def train_border(run: SegmentationRun, library: Path, folder: Path, done: Callab
     torch.manual_seed(run.seed)
     border = build_border()
     model = SegmentationModel(run, network, border, QualityLine((0.0,), (1.0,)))
-    found, people = [], Examples(run, library)
-    for number in range(run.border.scans):
-        found += list(_examples(model, people, number))
+    found: list[tuple[Tensor, Tensor]] = []
+    for number, (ct, classes) in enumerate(_pieces(run, library)):
+        found += _examples(model, ct, classes, number)
         done(1)
     if not found:
         raise ConfigurationError(
@@ -73,22 +75,36 @@ def fit_border(border: nn.Module, features: Tensor, truth: Tensor, run: Segmenta
         schedule.step()
 
 
-def _examples(model: SegmentationModel, people: Examples, number: int) -> Iterator[tuple[Tensor, Tensor]]:
+def _pieces(run: SegmentationRun, library: Path) -> Iterator[tuple[CtVolume, NDArray[np.uint8]]]:
+    """CTs and the true classes of their voxels: of patients as often as the run wants them, of people of the library otherwise."""
+    edge_mm = run.unet.patch * run.unet.voxel_mm
+    of_patients = 0 if run.hospital is None else round(run.border.scans * run.hospital.share)
+    if run.hospital is not None:
+        yield from labelled_pieces(run.hospital, of_patients, edge_mm, np.random.default_rng((run.seed, _STREAM)))
+    people = Examples(run, library)
+    for number in range(run.border.scans - of_patients):
+        random = np.random.default_rng((run.seed, _STREAM, number))
+        ct, target = draw_scan(people.person(random, run.atlas.share), edge_mm, random)
+        yield ct, np.where(target.max(axis=0) > 0.5, target.argmax(axis=0), 0).astype(np.uint8)
+
+
+def _examples(
+    model: SegmentationModel, ct: CtVolume, classes: NDArray[np.uint8], number: int
+) -> list[tuple[Tensor, Tensor]]:
     """(n, FEATURES) in half precision and (n,) of each class in one scan."""
-    run = model.run
-    random = np.random.default_rng((run.seed, _STREAM, number))
-    ct, target = draw_scan(people.person(random), run.unet.patch * run.unet.voxel_mm, random)
+    run, random = model.run, np.random.default_rng((model.run.seed, _CHOICE_STREAM, number))
     hu, patient_from_grid = to_grid(ct, run.unet.voxel_mm)
-    mean, _ = sample_probabilities(hu, model, number)
-    classes = mean.argmax(axis=0)
+    mean = sample_probabilities(model.network, network_input(hu), run.unet.patch, run.inference, number).mean
+    likeliest, found = mean.argmax(axis=0), []
     for label in sorted(set(CLASS_OF.values())):
         other = mean[1:].sum(axis=0) - mean[label]
-        for index, features in profiles(ct, classes == label, mean[label], other, patient_from_grid):
+        for index, features in profiles(ct, likeliest == label, mean[label], other, patient_from_grid):
             rows = np.flatnonzero(_is_within(index, ct))
             rows = random.permutation(rows)[:PROFILES]
             if len(rows):
-                of_bone = target[label][tuple(index[rows].T)] > 0.5
-                yield features[rows].half(), torch.from_numpy(of_bone)
+                of_bone = classes[tuple(index[rows].T)] == label
+                found.append((features[rows].half(), torch.from_numpy(of_bone)))
+    return found
 
 
 def _is_within(index: NDArray[np.int64], ct: CtVolume) -> NDArray[np.bool_]:
