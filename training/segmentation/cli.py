@@ -148,15 +148,20 @@ def predict(
     figures_file = output.with_name(output.name.replace(".nii.gz", ".figures.json"))
     figures_file.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
     table = Table(title=f"Learned from {' and '.join(loaded.learned_from)}", box=SIMPLE_HEAD)
-    for heading in ("structure", "volume cm3", "lean g", "uncertainty", "predicted Dice", "Dice to reference", ""):
-        table.add_column(heading, justify="left" if heading in ("structure", "") else "right")
+    for heading in ("structure", "cm3", "lean g", "spread", "predicted", "Dice", ""):
+        is_text = heading in ("structure", "")
+        table.add_column(heading, justify="left" if is_text else "right", no_wrap=is_text)
     for name, row in figures.items():
         dice = "" if row["dice"] is None else f"{row['dice']:.3f}"
         mass = masses.get(name)
         lean = "" if mass is None else f"{mass.lean_g:.0f}{' +' * mass.is_cut}"
         doubt = "[yellow]look at it[/]" if row["is_doubtful"] else ""
+        if not row["volume_cm3"]:
+            doubt = "[yellow]not found[/]"
         volume_cm3, uncertainty = f"{row['volume_cm3']:.1f}", f"{row['uncertainty']:.4f}"
-        table.add_row(name, volume_cm3, lean, uncertainty, f"{row['predicted_dice']:.3f}", dice, doubt)
+        table.add_row(
+            name.replace("_", " "), volume_cm3, lean, uncertainty, f"{row['predicted_dice']:.3f}", dice, doubt
+        )
     console.print(table)
     if any(mass.is_cut for mass in masses.values()):
         console.print("+: the muscle goes on beyond the CT; what is weighed is the part that was scanned")

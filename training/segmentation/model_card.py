@@ -72,7 +72,8 @@ Single hips by scanners of every kind with voxels of 2 to 3 mm, as they come and
 
 {table(("single hip, scan", "mean Dice of the bones", *["of the muscles"] * bool(muscles)), hips)}
 
-{_warning("bones", summary.warning)}{_warning("muscles", summary.muscle_warning)}{_real(summary)}{_held_out(summary)}
+{_warning("bones", summary.warning)}
+{_warning("muscles", summary.muscle_warning)}{_real(summary)}{_held_out(summary)}
 ## Known limits
 - Bones of phantoms are smoother and more alike than people's; vertebrae above the sacrum, ribs and couch are rough copies.
 {_muscle_limits(run)}- The line from spread to Dice is that of phantoms.{_none_seen(model)}
@@ -98,7 +99,7 @@ def _warning(what: str, warning: WarningFigures | None) -> str:
     return (
         f"Warning by spread, {what} of single hips in all scans: {warning.failures} of {warning.n} under Dice"
         f" {warning.failure_dice:g}, {area}.\nPredicted and true Dice agree with r {warning.pearson_r:.3f}, mean error"
-        f" {warning.mean_absolute_error:.3f}.\n\n"
+        f" {warning.mean_absolute_error:.3f}.\n"
     )
 
 
