@@ -34,7 +34,7 @@ from training.segmentation.tissues import VOXEL_MM, Tissue, Tissues, packed, pha
 
 TISSUES = 3
 """Counted up where `tissues_of` or the atlas changes: people of before are not learned from. 1 had stems in the hip bone, 2
-the label map's person 34 mm aside."""
+the label map's person 30 mm aside."""
 TURN_DEG = 12.0
 ORDINARY_SHARE = 0.5
 """Cubes as hospitals scan; the others as `draw_scanner` draws them."""
