@@ -992,9 +992,16 @@ def test_the_shipped_configuration_is_sound() -> None:
 
 def test_a_share_of_an_atlas_needs_something_to_draw(tmp_path: Path) -> None:
     file, text = tmp_path / "run.toml", CONFIGURATION.read_text(encoding="utf-8")
-    file.write_text(text.replace("count = 6 ", "count = 0 "), encoding="utf-8")
+    without_drawings = text.replace("count = 6 ", "count = 0 ")
+    file.write_text(without_drawings, encoding="utf-8")
+    with pytest.raises(
+        ConfigurationError, match=r"atlas\.count: expected at least 1 where muscles\.atlas_share is not 0"
+    ):
+        load_segmentation(file)
+    without_drawings = without_drawings.replace("atlas_share = 0.4", "atlas_share = 0.0")
+    file.write_text(without_drawings, encoding="utf-8")
     assert load_segmentation(file).atlas.persons > 0
-    file.write_text(text.replace("count = 6 ", "count = 0 ").replace("persons = 18", "persons = 0"), encoding="utf-8")
+    file.write_text(without_drawings.replace("persons = 18", "persons = 0"), encoding="utf-8")
     with pytest.raises(ConfigurationError, match=r"atlas\.count: expected at least 1, or atlas\.persons"):
         load_segmentation(file)
 
