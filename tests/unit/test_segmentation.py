@@ -18,13 +18,15 @@ from training.anatomy.atlas import atlas_subject, sacrum_volume
 from training.anatomy.ct import CtVolume, sitk
 from training.anatomy.implant import Implant, ImplantKind
 from training.anatomy.labels import LabelMap, label_map, read_labels
-from training.anatomy.lean import muscle_masses
+from training.anatomy.lean import ADIPOSE_HU, MUSCLE_HU, muscle_masses
 from training.anatomy.muscles import NAMES as MUSCLE_CHANNELS
 from training.anatomy.muscles import Muscle, make_muscles
 from training.anatomy.pelvis import PelvisPart, pelvis_parts, pelvis_volumes
 from training.anatomy.phantom import Phantom, make_phantom
 from training.anatomy.population import draw_subject
+from training.calibration.tissues import TISSUES as CT_TISSUES
 from training.config import NetworkConfiguration, PairsConfiguration, SplitConfiguration, Stage
+from training.projection.attenuation import mass_attenuation_cm2_g
 from training.segmentation import sampling
 from training.segmentation.border import FEATURES, REACH_MM, STEPS_MM, build_border, profiles, sharpened
 from training.segmentation.cli import write_labels
@@ -458,10 +460,13 @@ def test_muscles_are_trained_after_the_bones_and_stay_with_the_model(tmp_path: P
     finer = replace(run, muscles=replace(MUSCLES, voxel_mm=3.0))
     with pytest.raises(ConfigurationError, match="those of the muscles too"):
         begin_with(finer, tmp_path / "model", build_network(run), begun)
+    (tmp_path / "model" / "muscles.safetensors").unlink()
+    with pytest.raises(BundleError, match=r"muscles\.safetensors does not exist; copy the model again"):
+        load_model(tmp_path / "model")
 
 
 def test_lean_mass_is_what_lies_between_fat_and_muscle() -> None:
-    hu = np.array([-200.0, -100, -25, 50, 400, 50], np.float32).reshape(1, 1, 6).repeat(3, axis=0).repeat(3, axis=1)
+    hu = np.array([-200.0, -101, -29, 43, 43, 43], np.float32).reshape(1, 1, 6).repeat(3, axis=0).repeat(3, axis=1)
     values = np.zeros(hu.shape, np.uint16)
     values[1, 1, 1:5] = 7
     ct = CtVolume(hu, np.diag([10.0, 10, 10, 1]))
@@ -469,6 +474,16 @@ def test_lean_mass_is_what_lies_between_fat_and_muscle() -> None:
     assert set(masses) == {"left_gluteus_medius"}
     mass = masses["left_gluteus_medius"]
     assert mass.lean_g == pytest.approx((0 + 0.5 + 1 + 1) * 1.05)
+    noise = np.random.default_rng(0).normal(0, 30, (20, 20, 20)).astype(np.float32)
+    everywhere = LabelMap(np.full(noise.shape, 7, np.uint16), {7: "left_iliopsoas"}, ct.patient_from_voxel)
+    for mean_hu, share in ((-29.0, 0.5), (35.0, 136 / 144), (70.0, 1.0)):  # the last with contrast medium
+        noisy = muscle_masses(CtVolume(noise + mean_hu, ct.patient_from_voxel), everywhere)["left_iliopsoas"]
+        assert noisy.lean_g == pytest.approx(8000 * 1.05 * share, rel=0.02)
+    water = mass_attenuation_cm2_g("water", np.array([68.0]))[0]
+    for name, expected in (("adipose", ADIPOSE_HU), ("muscle", MUSCLE_HU)):
+        tissue = CT_TISSUES[name]
+        relative = tissue.density_g_cm3 * mass_attenuation_cm2_g(tissue.material, np.array([68.0]))[0] / water
+        assert 1000 * (relative - 1) == pytest.approx(expected, abs=1)
     assert mass.volume_cm3 == pytest.approx(4) and not mass.is_cut
     values[1, 1, 5] = 7
     assert muscle_masses(ct, LabelMap(values, {7: "left_gluteus_medius"}, ct.patient_from_voxel))[

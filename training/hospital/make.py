@@ -26,7 +26,7 @@ from training.anatomy.ct import METAL_HU, CtVolume, read_ct
 from training.anatomy.femur import FemurLandmarks
 from training.anatomy.labels import LabelMap, label_map, on_grid, read_labels
 from training.anatomy.landmarks import LandmarksNotFound, find_landmarks
-from training.anatomy.lean import MUSCLE_HU, muscle_masses
+from training.anatomy.lean import muscle_masses
 from training.anatomy.muscles import NAMES as MUSCLES
 from training.anatomy.phantom import NAMES
 from training.anatomy.volume import Structure
@@ -52,8 +52,9 @@ MOST_METAL_ML = 0.1
 """Of voxels at or above `METAL_HU` in and around a femur: more is an implant, whose streaks spoil the mineral."""
 AROUND_VOXELS = 2
 RIM_MM = 2.0
+MUSCLE_HU = 50.0
 """A scanner's blur and voxels that are partly bone carry a femur's mineral over the border of its mask, by a tenth of the whole at
-2 mm: within `RIM_MM` of the mask what is denser than muscle (`MUSCLE_HU`) is counted as mineral. Own choice."""
+2 mm: within `RIM_MM` of the mask what is denser than muscle (ICRU-44: about 50 HU) is counted as mineral. Own choice."""
 LEAST_SEEN = 0.98
 """Share of the total hip that must lie within the exposed radiograph."""
 PLAUSIBLE_CM3 = (40.0, 700.0)

@@ -68,9 +68,7 @@ def read_map(folder: Path) -> AtlasMap:
     if missing:
         raise UnusableLabels(f"{file} names no {missing[0]}; expected the bones and tissues of the Visible Human map")
     joints = np.argwhere(values == numbers[CARTILAGE])[:, ::-1]
-    of_one = (
-        joints[:, 0] < (joints[:, 0].min() + joints[:, 0].max()) / 2
-    )  # one joint has twice the cartilage of the other
+    of_one = joints[:, 0] < (joints[:, 0].min() + joints[:, 0].max()) / 2  # which has half the other joint's cartilage
     middle = (joints[of_one].mean(axis=0) + joints[~of_one].mean(axis=0)) / 2
     place[:3, 3] -= (place @ [*middle, 1])[:3]
     return AtlasMap(values, numbers, place)
@@ -101,7 +99,7 @@ def atlas_tissues(folder: Path, seed: int) -> Tissues:
         mineral, filled = _drawn_bone(mask[box], spacing_mm, channel is Tissue.FEMUR, random)
         add_structure(shares[channel], filled, place @ corner, matrix)
         add_structure(shares[Tissue.MINERAL], mineral, place @ corner, matrix)
-    fat = np.isin(values, [numbers[FAT]]).astype(np.float32) + random.uniform(0.1, 0.6) * (atlas.is_filler)
+    fat = np.isin(values, [numbers[FAT]]).astype(np.float32) + random.uniform(0.1, 0.6) * atlas.is_filler
     body = (values != numbers[AIR]).astype(np.float32)
     add_structure(shares[Tissue.MUSCLE], np.float32(1.05) * np.asarray(body - fat, np.float32), place, matrix)
     add_structure(shares[Tissue.ADIPOSE], np.float32(0.95) * np.asarray(fat, np.float32), place, matrix)

@@ -147,10 +147,9 @@ def predict(
     }
     figures_file = output.with_name(output.name.replace(".nii.gz", ".figures.json"))
     figures_file.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
-    table = Table(title=f"Learned from {' and '.join(loaded.learned_from)}", box=SIMPLE_HEAD)
+    table = Table(title=f"Learned from {' and '.join(loaded.learned_from)}", box=SIMPLE_HEAD, pad_edge=False)
     for heading in ("structure", "cm3", "lean g", "spread", "predicted", "Dice", ""):
-        is_text = heading in ("structure", "")
-        table.add_column(heading, justify="left" if is_text else "right", no_wrap=is_text)
+        table.add_column(heading, justify="left" if heading in ("structure", "") else "right", no_wrap=True)
     for name, row in figures.items():
         dice = "" if row["dice"] is None else f"{row['dice']:.3f}"
         mass = masses.get(name)

@@ -1,4 +1,7 @@
-"""A trained segmentation on disk: `segmentation.json` (what it is, how it came about) beside `weights.safetensors` (float16)."""
+"""A trained segmentation on disk: `segmentation.json` (what it is, how it came about) beside its weights (float16).
+
+Those of the bones are `weights.safetensors`, those of the muscles `muscles.safetensors`.
+"""
 
 import hashlib
 import json
@@ -18,6 +21,7 @@ from training.segmentation.network import build_muscle_network, build_network
 from training.segmentation.quality import QualityLine
 
 FORMAT = 5
+WEIGHTS, MUSCLES = "weights.safetensors", "muscles.safetensors"
 SHIPPED_SEGMENTATION = Path(__file__).resolve().parents[1] / "models" / "segmentation"
 """The model that comes with the project; its card says what it can do."""
 
@@ -46,16 +50,16 @@ class SegmentationModel:
     """None where it knows bones only."""
     learned_from: tuple[str, ...] = ("simulated CT",)
     sha256: str = ""
-    """Of the stored weights; empty where they were not stored yet."""
+    """Of the digests of the stored weights; empty where they were not stored yet."""
 
 
 def save_model(model: SegmentationModel, provenance: dict[str, Any], folder: Path) -> None:
     """Write the model; computation is in float32 wherever it is loaded, the weights are stored as float16."""
     folder.mkdir(parents=True, exist_ok=True)
-    weights = folder / "weights.safetensors"
     muscles = model.muscles
-    state = _parts(model.network, model.border, None if muscles is None else muscles.network).state_dict()
-    save_file({name: tensor.half().contiguous() for name, tensor in state.items()}, weights)
+    digests = {WEIGHTS: _store(_bones(model.network, model.border), folder / WEIGHTS)}
+    if muscles is not None:
+        digests[MUSCLES] = _store(muscles.network, folder / MUSCLES)
     document = {
         "format": FORMAT,
         "learned_from": model.learned_from,
@@ -63,7 +67,7 @@ def save_model(model: SegmentationModel, provenance: dict[str, Any], folder: Pat
         "quality": asdict(model.quality),
         "muscle_quality": None if muscles is None else asdict(muscles.quality),
         "provenance": provenance,
-        "weights_sha256": hashlib.sha256(weights.read_bytes()).hexdigest(),
+        "weights_sha256": digests,
     }
     (folder / "segmentation.json").write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
 
@@ -81,44 +85,50 @@ def load_model(folder: Path) -> SegmentationModel:
     """
     try:
         document = json.loads((folder / "segmentation.json").read_text(encoding="utf-8"))
-        stored = (folder / "weights.safetensors").read_bytes()
     except (OSError, ValueError) as error:
         raise BundleError(
             f"{folder} holds no segmentation: {error}; `python -m training segmentation evaluate` makes one"
         ) from error
     if document.get("format") != FORMAT:
         raise BundleError(f"{folder}: format {document.get('format')}, expected {FORMAT}: made by another version")
-    digest = hashlib.sha256(stored).hexdigest()
-    if digest != document["weights_sha256"]:
-        raise BundleError(
-            f"{folder / 'weights.safetensors'} has SHA-256 {digest}, segmentation.json states {document['weights_sha256']};"
-            " copy the model again"
-        )
+    digests = document["weights_sha256"]
     try:
         run: SegmentationRun = build_frozen(SegmentationRun, document["run"], str(folder))
     except ConfigurationError as error:
         raise BundleError(str(error)) from error
-    muscles = None if run.muscles is None else build_muscle_network(run, run.muscles)
-    parts = _parts(build_network(run), build_border(), muscles)
-    parts.load_state_dict({k: v.float() for k, v in load_file(folder / "weights.safetensors").items()})
-    parts.to("cuda" if torch.cuda.is_available() else "cpu").eval()
-    return SegmentationModel(
-        run,
-        parts["network"],
-        parts["border"],
-        _line(document["quality"]),
-        None
-        if muscles is None or run.muscles is None
-        else MuscleModel(run.muscles, muscles, _line(document["muscle_quality"])),
-        tuple(document["learned_from"]),
-        digest,
-    )
+    bones = _bones(build_network(run), build_border())
+    _restore(bones, folder / WEIGHTS, digests)
+    muscles = None
+    if run.muscles is not None:
+        muscles = MuscleModel(run.muscles, build_muscle_network(run, run.muscles), _line(document["muscle_quality"]))
+        _restore(muscles.network, folder / MUSCLES, digests)
+    together = hashlib.sha256("".join(digests.values()).encode()).hexdigest()
+    network, border, quality = bones["network"], bones["border"], _line(document["quality"])
+    return SegmentationModel(run, network, border, quality, muscles, tuple(document["learned_from"]), together)
 
 
 def _line(stored: dict[str, list[float]]) -> QualityLine:
     return QualityLine(tuple(stored["uncertainty"]), tuple(stored["predicted_dice"]))
 
 
-def _parts(network: nn.Module, border: nn.Module, muscles: nn.Module | None) -> nn.ModuleDict:
-    parts = {"network": network, "border": border}
-    return nn.ModuleDict(parts if muscles is None else parts | {"muscles": muscles})
+def _bones(network: nn.Module, border: nn.Module) -> nn.ModuleDict:
+    return nn.ModuleDict({"network": network, "border": border})
+
+
+def _store(module: nn.Module, file: Path) -> str:
+    """Write weights; returns their SHA-256."""
+    save_file({name: tensor.half().contiguous() for name, tensor in module.state_dict().items()}, file)
+    return hashlib.sha256(file.read_bytes()).hexdigest()
+
+
+def _restore(module: nn.Module, file: Path, digests: dict[str, str]) -> None:
+    """Read and verify weights, onto CUDA where there is one."""
+    if not file.is_file():
+        raise BundleError(f"{file} does not exist; copy the model again")
+    digest = hashlib.sha256(file.read_bytes()).hexdigest()
+    if digest != digests[file.name]:
+        raise BundleError(
+            f"{file} has SHA-256 {digest}, segmentation.json states {digests[file.name]}; copy the model again"
+        )
+    module.load_state_dict({name: tensor.float() for name, tensor in load_file(file).items()})
+    module.to("cuda" if torch.cuda.is_available() else "cpu").eval()

@@ -42,11 +42,10 @@ def with_sides(classes: NDArray[np.uint8], patient_from_voxel: NDArray[np.float6
     sacrum = _largest(classes == SACRUM, voxel_cm3)
     hips = _pieces(classes == HIP, voxel_cm3)
     femora = _pieces(classes == FEMUR, voxel_cm3)
-    plane = _halving_plane(hips, patient_from_voxel)
-    if plane is not None:
-        femora &= ~_near_plane(femora, patient_from_voxel, plane)
-    else:
-        plane = _side_of_one(hips, femora, sacrum, patient_from_voxel)
+    halving = _halving_plane(hips, patient_from_voxel)
+    if halving is not None:
+        femora &= ~_near_plane(femora, patient_from_voxel, halving)
+    plane = halving or _side_of_one(hips, femora, sacrum, patient_from_voxel)
     found[sacrum] = 5
     for pieces, right in ((femora, 1), (hips, 3)):
         left_of = _left_of(pieces, patient_from_voxel, plane, by_voxel=right == 3)
@@ -72,9 +71,7 @@ def muscles_with_sides(
         is_above = heights_mm > heights_mm[hips.any(axis=(1, 2))].max() + ABOVE_CRESTS_MM
         is_psoas = classes == muscles.Muscle.ILIOPSOAS + 1
         classes = np.where(is_above[:, None, None] & ~is_psoas, np.uint8(0), classes)
-    plane = _halving_plane(hips, patient_from_voxel)
-    if plane is None:
-        plane = _side_of_one(hips, femora, bones == 5, patient_from_voxel)
+    plane = _halving_plane(hips, patient_from_voxel) or _side_of_one(hips, femora, bones == 5, patient_from_voxel)
     voxel_cm3 = float(abs(np.linalg.det(patient_from_voxel[:3, :3]))) / 1000
     found = np.zeros_like(classes)
     for muscle in range(1, classes.max(initial=0) + 1):
