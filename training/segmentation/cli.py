@@ -147,7 +147,7 @@ def predict(
     }
     figures_file = output.with_name(output.name.replace(".nii.gz", ".figures.json"))
     figures_file.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
-    table = Table(title=f"Learned from {' and '.join(loaded.learned_from)}", box=SIMPLE_HEAD, pad_edge=False)
+    table = Table(title=f"Learned from {' and '.join(loaded.learned_from)}", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for heading in ("structure", "cm3", "lean g", "spread", "predicted", "Dice", ""):
         table.add_column(heading, justify="left" if heading in ("structure", "") else "right", no_wrap=True)
     for name, row in figures.items():
